@@ -1,0 +1,93 @@
+"""What every test of this repository stands on: a small checkpoint, and one real vLLM server."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from qwen3_embeddings.testing import write_checkpoint
+
+# Nothing of the caller's environment may steer a test, and no test reaches for a model hub.
+for _name in [name for name in os.environ if name.startswith("QWEN3_EMBEDDINGS_")]:
+    del os.environ[_name]
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+}
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A vLLM server of the test checkpoint, float32, that wants a key."""
+
+    base_url: str
+    api_key: str
+    model: str
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny random checkpoint: 128 numbers native, 2,048 tokens of context."""
+    return str(write_checkpoint(tmp_path_factory.mktemp("checkpoint")))
+
+
+@pytest.fixture(scope="session")
+def server(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One real vLLM server a session; it takes a minute to start."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    running = RunningServer(f"http://127.0.0.1:{free_port()}/v1", "sesame-street-123", "tiny")
+    process = start_vllm_server(checkpoint, running, log)
+    try:
+        wait_until_healthy(running.base_url.removesuffix("/v1"), process, log)
+        yield running
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def start_vllm_server(
+    checkpoint: str, running: RunningServer, log: Path, *flags: str
+) -> subprocess.Popen[bytes]:
+    """`python -m vllm…api_server`: with vllm-cpu the `vllm` command does not start."""
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", checkpoint),
+        *("--served-model-name", running.model, "--api-key", running.api_key),
+        *("--host", "127.0.0.1", "--port", running.base_url.split(":")[-1].removesuffix("/v1")),
+        *("--runner", "pooling", "--convert", "embed", "--dtype", "float32", "--enforce-eager"),
+        *("--hf-overrides", '{"is_matryoshka": true}', "--scheduling-policy", "priority"),
+        *flags,
+    ]
+    with log.open("wb") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+
+
+def wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait for `/health`, or fail with the end of the server's log."""
+    import httpx
+
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.5)
+    process.kill()
+    raise RuntimeError(f"the vLLM server did not start:\n{log.read_text(errors='replace')[-4000:]}")
+
+
+def free_port() -> int:
+    """A port nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,68 @@
+"""Qwen3-Embedding for search and RAG: the right vectors, as fast as the hardware allows."""
+
+from qwen3_embeddings.embedder import Embedder
+from qwen3_embeddings.engines.base import Served
+from qwen3_embeddings.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    DimensionsError,
+    EngineClosedError,
+    EngineDeadError,
+    EngineError,
+    EngineStartError,
+    InvalidVectorError,
+    MissingDependencyError,
+    ModelNotFoundError,
+    Qwen3EmbeddingsError,
+    ServerBusyError,
+    ServerConnectionError,
+    ServerError,
+    ServerRefusedError,
+    ServerResponseError,
+    ServerTimeoutError,
+    TextEncodingError,
+    TextError,
+    TextTooLongError,
+    TextTypeError,
+    UnknownModelError,
+    UnknownTaskError,
+)
+from qwen3_embeddings.instructions import TASKS, Task
+from qwen3_embeddings.matryoshka import truncate
+from qwen3_embeddings.models import MODELS, Model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MODELS",
+    "TASKS",
+    "AuthenticationError",
+    "ConfigurationError",
+    "DimensionsError",
+    "Embedder",
+    "EngineClosedError",
+    "EngineDeadError",
+    "EngineError",
+    "EngineStartError",
+    "InvalidVectorError",
+    "MissingDependencyError",
+    "Model",
+    "ModelNotFoundError",
+    "Qwen3EmbeddingsError",
+    "Served",
+    "ServerBusyError",
+    "ServerConnectionError",
+    "ServerError",
+    "ServerRefusedError",
+    "ServerResponseError",
+    "ServerTimeoutError",
+    "Task",
+    "TextEncodingError",
+    "TextError",
+    "TextTooLongError",
+    "TextTypeError",
+    "UnknownModelError",
+    "UnknownTaskError",
+    "__version__",
+    "truncate",
+]

@@ -1,0 +1,77 @@
+"""The one event loop all work of this package runs on.
+
+A daemon thread of this process owns it. Sync callers wait for a coroutine on it, async callers
+await one, so there is one implementation, any thread and any event loop may call, and closing a
+caller's loop breaks nothing here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+
+
+def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    """Start `coroutine` on the background loop; cancelling the future cancels it."""
+    return asyncio.run_coroutine_threadsafe(coroutine, _running_loop())
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Wait for `coroutine`. Ctrl-C, or whatever else ends the wait, cancels it.
+
+    Raises:
+        RuntimeError: called on the background loop itself, which would wait for ever.
+    """
+    if _on_background_loop():
+        coroutine.close()
+        raise RuntimeError(
+            "a synchronous method was called from inside a callback of this package, which "
+            "would wait for itself. Call the method from your own thread instead."
+        )
+    future = submit(coroutine)
+    try:
+        return future.result()
+    finally:
+        future.cancel()
+
+
+async def wait(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Await `coroutine` from any event loop; cancelling this await cancels it."""
+    return await asyncio.wrap_future(submit(coroutine))
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    global _loop
+    with _lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            name = "qwen3-embeddings"
+            threading.Thread(target=_loop.run_forever, name=name, daemon=True).start()
+        return _loop
+
+
+def _on_background_loop() -> bool:
+    try:
+        return asyncio.get_running_loop() is _loop
+    except RuntimeError:
+        return False
+
+
+def _forget_loop() -> None:
+    """The thread did not come along into a forked child: start another there at first use."""
+    global _loop, _lock
+    _lock = threading.Lock()
+    _loop = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_loop)

@@ -1,0 +1,487 @@
+"""The embedder: texts and a role in, a matrix of unit vectors out."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+
+from qwen3_embeddings import background, models
+from qwen3_embeddings import overflow as policies
+from qwen3_embeddings.engines.base import Engine, Prompt, Served
+from qwen3_embeddings.engines.shared import KINDS, Lease
+from qwen3_embeddings.errors import (
+    ConfigurationError,
+    ServerResponseError,
+    TextEncodingError,
+    TextError,
+    TextTooLongError,
+    TextTypeError,
+)
+from qwen3_embeddings.instructions import Task, find_task, instruct
+from qwen3_embeddings.matryoshka import Vectors, check_dimensions, normalize, truncate
+from qwen3_embeddings.secret import Secret
+
+if TYPE_CHECKING:
+    import ssl
+
+Role = Literal["query", "document"]
+
+# Engine arguments that steer speed and memory and can change no vector.
+_NEUTRAL = frozenset(
+    {"gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
+    | {"enable_prefix_caching", "enforce_eager", "disable_log_stats", "scheduling_policy"}
+    | {"max_concurrency", "batch_size", "device"}
+)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Checked input: what the engine reads of each text, and its length in UTF-8 bytes."""
+
+    prompts: list[str]
+    lengths: list[int]
+    instruction: str
+    urgent: bool
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to embed: one prompt a text, or under ``overflow="mean"`` pieces of some texts."""
+
+    prompts: list[Prompt]
+    owners: list[int]
+    weights: list[float]
+
+    @property
+    def split(self) -> bool:
+        return bool(self.owners) and self.owners[-1] + 1 < len(self.owners)
+
+
+class Embedder:
+    """Qwen3-Embedding vectors, from vLLM in this process or from a server.
+
+    Thread-safe, and usable from any number of event loops; embedders of one configuration share
+    one engine, which starts at the first call and stops at `close` or at exit.
+
+    Args:
+        model: hub id or folder. Default: QWEN3_EMBEDDINGS_MODEL, else what the server serves,
+            else Qwen/Qwen3-Embedding-0.6B.
+        dimensions: Matryoshka size, 32 to native; None for native.
+        task: name of a preset in `TASKS`, or a `Task`.
+        query_instruction: free text in place of the task's; then documents stay bare. An empty
+            string embeds queries without any instruction.
+        document_instruction: free text for documents. Default: none, or the task's own when it is
+            symmetric.
+        base_url: root of an OpenAI-compatible server, e.g. ``http://localhost:8000/v1``.
+            Default: QWEN3_EMBEDDINGS_BASE_URL; without either, vLLM runs in this process.
+        api_key: the server's key. Default: QWEN3_EMBEDDINGS_API_KEY. Never shown or pickled.
+        engine: "vllm", "server" or "reference"; None chooses by `base_url`.
+        dtype: "auto" (the checkpoint's own), "bfloat16" or "float32", for engines in this
+            process; a server has chosen its own.
+        overflow: what to do with a text longer than the model's context: "error", "truncate"
+            (keeps instruction and end token) or "mean" (pieces, weighted by their tokens).
+        batch_size: most texts handed to the engine, or sent in one request, at once.
+        max_concurrency: requests to a server under way at once (16).
+        timeout: seconds one request to a server may take.
+        max_retries: further attempts after what may pass (429, 5xx, broken connections).
+        default_headers: sent with every request to a server.
+        verify: TLS verification: True, False, a CA file, or an `ssl.SSLContext`.
+        engine_kwargs: further arguments of the engine, by the engine's own names: vLLM's
+            `EngineArgs`, sentence-transformers' `SentenceTransformer`, or `ServerEngine`.
+
+    Raises:
+        ConfigurationError: an argument has a value that cannot work.
+        DimensionsError: `dimensions` is out of range.
+        UnknownTaskError: `task` is not a preset.
+        MissingDependencyError: the engine's extra is not installed.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        dimensions: int | None = None,
+        task: str | Task = "web_search",
+        query_instruction: str | None = None,
+        document_instruction: str | None = None,
+        base_url: str | None = None,
+        api_key: str | Secret | None = None,
+        engine: str | None = None,
+        dtype: str = "auto",
+        overflow: str = "error",
+        batch_size: int | None = None,
+        max_concurrency: int | None = None,
+        timeout: float = 60.0,
+        max_retries: int = 4,
+        default_headers: Mapping[str, str] | None = None,
+        verify: bool | str | ssl.SSLContext = True,
+        engine_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._settings = {k: v for k, v in locals().items() if k not in {"self", "api_key"}}
+        environment = os.environ.get
+        if engine in {None, "server"}:
+            base_url = base_url or environment("QWEN3_EMBEDDINGS_BASE_URL")
+        self.engine = _engine_kind(engine, base_url)
+        model = model or environment("QWEN3_EMBEDDINGS_MODEL")
+        self.model = model if self.engine == "server" else model or models.DEFAULT_MODEL
+        self.base_url = base_url
+        self.dtype = _check_dtype(dtype)
+        self.overflow = policies.check_overflow(overflow)
+        known = models.MODELS.get(self.model or "")
+        native = known.dimensions if known else None
+        self.dimensions = None if dimensions is None else check_dimensions(dimensions, native)
+        self.batch_size = batch_size
+        if batch_size is not None and batch_size < 1:
+            raise ConfigurationError(f"batch_size={batch_size} is not a number of texts. Use 1 up.")
+        self._choose_instructions(task, query_instruction, document_instruction)
+        arguments = dict(engine_kwargs or {})
+        if self.engine == "server":
+            arguments = {
+                "base_url": base_url,
+                "model": self.model,
+                "api_key": Secret.of(api_key or environment("QWEN3_EMBEDDINGS_API_KEY")),
+                "timeout": timeout,
+                "max_retries": max_retries,
+                "default_headers": dict(default_headers or {}),
+                "verify": verify,
+                **({"batch_size": batch_size} if batch_size else {}),
+                **({"max_concurrency": max_concurrency} if max_concurrency else {}),
+            } | arguments
+        else:
+            arguments = {"model": self.model, "dtype": dtype, "engine_kwargs": arguments}
+        self._engine_kwargs = dict(engine_kwargs or {})
+        self._lease = Lease(self.engine, arguments)
+
+    # Embedding.
+
+    def encode_query(self, texts: Iterable[str], *, show_progress: bool = False) -> Vectors:
+        """Embed queries, each under the task's instruction.
+
+        Args:
+            texts: a list of strings, not a string.
+            show_progress: draw a progress bar.
+
+        Returns:
+            float32 array (n, dimensions) of unit rows, in the order of `texts`; (0, dimensions)
+            for no texts.
+
+        Raises:
+            TextTypeError: a text is not a string.
+            TextEncodingError: a text holds a lone surrogate.
+            TextTooLongError: a text is over the context and `overflow` is "error".
+            DimensionsError: `dimensions` is over what the engine's model has.
+            EngineError: the engine or server failed; the subclass says how.
+        """
+        return background.run(self._encode(self._check(texts, "query"), show_progress))
+
+    def encode_document(self, texts: Iterable[str], *, show_progress: bool = False) -> Vectors:
+        """Embed documents: bare, or in a symmetric task under its instruction.
+
+        Arguments, result and errors are those of `encode_query`.
+        """
+        return background.run(self._encode(self._check(texts, "document"), show_progress))
+
+    async def aencode_query(self, texts: Iterable[str], *, show_progress: bool = False) -> Vectors:
+        """`encode_query` for coroutines; cancelling it drops its texts from the engine."""
+        return await background.wait(self._encode(self._check(texts, "query"), show_progress))
+
+    async def aencode_document(
+        self, texts: Iterable[str], *, show_progress: bool = False
+    ) -> Vectors:
+        """`encode_document` for coroutines; cancelling it drops its texts from the engine."""
+        return await background.wait(self._encode(self._check(texts, "document"), show_progress))
+
+    # The engine.
+
+    def start(self) -> Served:
+        """Start the engine, or reach the server, before the first call; say what it serves."""
+        return background.run(self._lease.engine.start())
+
+    async def astart(self) -> Served:
+        """`start` for coroutines."""
+        return await background.wait(self._lease.engine.start())
+
+    def with_task(
+        self,
+        task: str | Task = "web_search",
+        *,
+        query_instruction: str | None = None,
+        document_instruction: str | None = None,
+    ) -> Self:
+        """A sibling for another task on the same engine; closing either closes both.
+
+        Raises:
+            UnknownTaskError: `task` is not a preset.
+        """
+        sibling = copy.copy(self)
+        sibling._choose_instructions(task, query_instruction, document_instruction)
+        return sibling
+
+    def close(self) -> None:
+        """Release the engine; it stops when no other open embedder uses it. May be repeated."""
+        self._lease.release()
+
+    async def aclose(self) -> None:
+        """`close` for coroutines."""
+        await asyncio.to_thread(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    # Identity.
+
+    def fingerprint(self, role: Role) -> str:
+        """A stable name for the vectors of one role, fit as a cache namespace or folder name.
+
+        It changes with anything that can change a vector (model, size, instruction, precision,
+        overflow policy, engine arguments) and with nothing else: the same model gives the same
+        vectors on every engine. Roles that embed alike share it. With `model` left out the
+        server is asked.
+        """
+        name = self.model or self.start().model
+        known = models.MODELS.get(name)
+        kwargs = {k: v for k, v in self._engine_kwargs.items() if k not in _NEUTRAL}
+        size = self.dimensions or (known.dimensions if known else "native")
+        parts = {
+            "model": models.weights_digest(name),
+            "dimensions": size,
+            "template": instruct(self._instruction(role), ""),
+            "dtype": self.dtype,
+            "overflow": self.overflow,
+            "engine_kwargs": kwargs,
+        }
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode())
+        slug = re.sub(r"[^A-Za-z0-9.]+", "-", name.rstrip("/").rsplit("/", 1)[-1])
+        return f"{slug}-{size}-{digest.hexdigest()[:16]}"
+
+    def __repr__(self) -> str:
+        shown = {"model": self.model, "engine": self.engine, "dimensions": self.dimensions}
+        shown |= {"task": self.task.name}
+        return f"Embedder({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its settings, without the key: the other process reads its environment."""
+        instructions = {
+            "task": self.task,
+            "query_instruction": self.query_instruction,
+            "document_instruction": self.document_instruction,
+        }
+        return _rebuild, (type(self), self._settings | instructions)
+
+    # How a text goes.
+
+    def _choose_instructions(
+        self, task: str | Task, query_instruction: str | None, document_instruction: str | None
+    ) -> None:
+        self.task = find_task(task)
+        if query_instruction is not None:
+            self.task = Task("custom", query_instruction)
+        self.query_instruction = query_instruction
+        self.document_instruction = document_instruction
+
+    def _instruction(self, role: Role) -> str:
+        if role not in {"query", "document"}:
+            raise ConfigurationError(f"role={role!r} is not a role. Use 'query' or 'document'.")
+        if role == "query" or (self.task.symmetric and self.document_instruction is None):
+            return self.task.instruction
+        return self.document_instruction or ""
+
+    def _check(self, texts: Iterable[str], role: Role) -> _Texts:
+        """The prompts of a call, or a typed error before anything is computed."""
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+            raise TextTypeError(
+                f"texts is {type(texts).__name__}, not a list of str. For one text write [text]."
+            )
+        items = list(texts)
+        wrong = [i for i, text in enumerate(items) if not isinstance(text, str)]
+        if wrong:
+            kind = type(items[wrong[0]]).__name__
+            raise TextTypeError(f"{kind} is not str: decode, convert or leave it out.", wrong)
+        instruction = self._instruction(role)
+        prompts = [instruct(instruction, text) for text in items]
+        lengths = [len(prompt.encode("utf-8", "replace")) for prompt in prompts]
+        torn = [i for i, prompt in enumerate(prompts) if not _encodable(prompt)]
+        if torn:
+            raise TextEncodingError(
+                "a lone surrogate (half of a character) cannot be tokenized. Read the source with "
+                "the right encoding, or text.encode('utf-8', 'replace').decode().",
+                torn,
+            )
+        return _Texts(prompts, lengths, instruction, urgent=role == "query")
+
+    async def _encode(self, texts: _Texts, show_progress: bool) -> Vectors:
+        if not texts.prompts and self.dimensions:
+            return np.empty((0, self.dimensions), dtype=np.float32)
+        engine = self._lease.engine
+        served = await engine.start()
+        size = served.dimensions
+        if self.dimensions is not None:
+            size = check_dimensions(self.dimensions, served.native)
+        if not texts.prompts:
+            return np.empty((0, size), dtype=np.float32)
+        plan = await self._plan(engine, texts, served.context)
+        # Pieces are averaged at full size, so that cutting and averaging commute.
+        width = served.dimensions if plan.split else size
+        vectors = await self._embed(engine, plan, width, texts.urgent, show_progress)
+        if plan.split:
+            vectors = policies.merge(vectors, plan.owners, plan.weights)
+        return vectors if width == size else truncate(vectors, size)
+
+    async def _plan(self, engine: Engine, texts: _Texts, context: int | None) -> _Plan:
+        """What to embed of each text, after the overflow policy.
+
+        A byte-level tokenizer makes at most one token a byte and one end token, so only texts
+        with more bytes than the context are tokenized ahead of the engine.
+        """
+        prompts: list[Prompt] = list(texts.prompts)
+        suspects = [i for i, n in enumerate(texts.lengths) if context and n + 1 > context]
+        encodings: dict[int, list[int]] = {}
+        if context and suspects:
+            ids = await self._tokenize(engine, [texts.prompts[i] for i in suspects])
+            encodings = {
+                i: tokens for i, tokens in zip(suspects, ids, strict=False) if len(tokens) > context
+            }
+        if not context or not encodings:
+            return _Plan(prompts, list(range(len(prompts))), [1.0] * len(prompts))
+        if self.overflow == "error":
+            raise TextTooLongError(
+                f"{max(map(len, encodings.values()))} tokens at most, over the context of "
+                f"{context}. Pass overflow='truncate' or overflow='mean', or split the text.",
+                sorted(encodings),
+            )
+        if self.overflow == "truncate":
+            for i, tokens in encodings.items():
+                prompts[i] = policies.cut(tokens, context)
+            return _Plan(prompts, list(range(len(prompts))), [1.0] * len(prompts))
+        return await self._split(engine, texts, encodings, context)
+
+    async def _split(
+        self, engine: Engine, texts: _Texts, encodings: dict[int, list[int]], context: int
+    ) -> _Plan:
+        """The plan of ``overflow="mean"``: pieces of the over-long texts, each instructed."""
+        template = (await engine.tokenize([instruct(texts.instruction, "")]))[0][:-1]
+        plan = _Plan([], [], [])
+        for i, prompt in enumerate(texts.prompts):
+            pieces: list[Prompt] = [prompt]
+            head = 0
+            if i in encodings:
+                head = policies.shared_head(encodings[i], template)
+                pieces = list(policies.split(encodings[i], context, head))
+            plan.prompts.extend(pieces)
+            plan.owners.extend([i] * len(pieces))
+            plan.weights.extend(float(max(len(piece) - head - 1, 1)) for piece in pieces)
+        return plan
+
+    async def _tokenize(self, engine: Engine, texts: list[str]) -> list[list[int]]:
+        try:
+            return await engine.tokenize(texts)
+        except ServerResponseError as error:
+            if self.overflow == "error":
+                return []  # the server itself refuses what is too long
+            raise ConfigurationError(
+                f"overflow={self.overflow!r} needs the server's tokenizer, and this server has no "
+                f"/tokenize ({error}). Use overflow='error' and split the texts, or a vLLM server."
+            ) from error
+
+    async def _embed(
+        self, engine: Engine, plan: _Plan, size: int, urgent: bool, show_progress: bool
+    ) -> Vectors:
+        """Unit vectors of all prompts, chunk by chunk, several chunks in flight."""
+        from tqdm.auto import tqdm
+
+        vectors = np.empty((len(plan.prompts), size), dtype=np.float32)
+        free = asyncio.Semaphore(engine.chunks_in_flight)
+
+        async def embed_chunk(chunk: slice) -> None:
+            try:
+                async with free:
+                    rows = await engine.embed(plan.prompts[chunk], size, urgent)
+                if rows.shape != vectors[chunk].shape:
+                    raise ServerResponseError(
+                        f"the engine answered shape {rows.shape} for {vectors[chunk].shape}. Check "
+                        "that every replica behind base_url serves the same model."
+                    )
+                vectors[chunk] = normalize(rows)
+            except TextError as error:
+                owners = plan.owners[chunk]
+                raise error.at(owners[i] for i in error.positions) from error.__cause__
+            bar.update(len(rows))
+
+        with tqdm(total=len(plan.prompts), unit="text", disable=not show_progress) as bar:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for chunk in _chunks(plan.prompts, self.batch_size, engine):
+                        group.create_task(embed_chunk(chunk))
+            except BaseExceptionGroup as errors:
+                first = errors.exceptions[0]
+                raise first from first.__cause__
+        return vectors
+
+
+def _chunks(prompts: list[Prompt], batch_size: int | None, engine: Engine) -> Iterator[slice]:
+    """Consecutive slices within the engine's limits of texts and of estimated tokens."""
+    most = batch_size or engine.chunk_texts
+    start = 0
+    tokens = 0
+    for i, prompt in enumerate(prompts):
+        # About three characters a token in English and code; ids are counted.
+        cost = len(prompt) // 3 + 1 if isinstance(prompt, str) else len(prompt)
+        if i > start and (i - start == most or tokens + cost > engine.chunk_tokens):
+            yield slice(start, i)
+            start, tokens = i, 0
+        tokens += cost
+    yield slice(start, len(prompts))
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _engine_kind(engine: str | None, base_url: str | None) -> str:
+    if engine is None:
+        return "server" if base_url else "vllm"
+    if engine not in KINDS:
+        raise ConfigurationError(f"no engine {engine!r}. Use one of {', '.join(KINDS)}, or None.")
+    if (engine == "server") != bool(base_url):
+        raise ConfigurationError(
+            f"engine={engine!r} and base_url={base_url!r} contradict each other: a server needs a "
+            "base_url, an engine in this process has none."
+        )
+    return engine
+
+
+def _check_dtype(dtype: str) -> str:
+    if dtype in {"float16", "half"}:
+        raise ConfigurationError(
+            "dtype='float16' overflows to NaN on some texts with these models. Use 'bfloat16' or "
+            "'float32'."
+        )
+    if dtype not in {"auto", "bfloat16", "float32"}:
+        raise ConfigurationError(f"no dtype {dtype!r}. Use 'auto', 'bfloat16' or 'float32'.")
+    return dtype
+
+
+def _rebuild(cls: type[Embedder], settings: dict[str, Any]) -> Embedder:
+    return cls(**settings)

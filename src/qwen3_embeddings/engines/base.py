@@ -1,0 +1,60 @@
+"""What every engine offers, whatever runs behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from qwen3_embeddings.matryoshka import Vectors
+
+Prompt = str | list[int]
+"""A text, or its token ids with the end token (sent as they are, nothing is added)."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a started engine runs.
+
+    Attributes:
+        engine: "vllm", "server" or "reference".
+        model: name the engine knows the model by.
+        dimensions: size of a vector when no size is asked for.
+        native: size of the model, the largest that can be asked for.
+        context: longest input in tokens, end token included; None when the engine does not say.
+    """
+
+    engine: str
+    model: str
+    dimensions: int
+    native: int
+    context: int | None
+
+
+class Engine(Protocol):
+    """Turns prompts into vectors. All methods run on the background loop.
+
+    Attributes:
+        chunk_texts: prompts the embedder should pass at once.
+        chunk_tokens: estimated tokens the embedder should pass at once.
+        chunks_in_flight: calls of `embed` the embedder should keep going for one caller.
+    """
+
+    chunk_texts: int
+    chunk_tokens: int
+    chunks_in_flight: int
+
+    async def start(self) -> Served:
+        """Start or reach the engine once; later calls answer at once."""
+
+    async def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, the end token included, whatever their number."""
+
+    async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
+        """One vector a prompt, in order, float32 (n, dimensions), not necessarily of unit length.
+
+        `urgent` prompts (queries) pass others in the queue. Errors about a prompt are
+        `TextError`s whose positions count within `prompts`.
+        """
+
+    async def close(self) -> None:
+        """Stop, free everything, and fail calls still waiting with `EngineClosedError`."""

@@ -1,0 +1,115 @@
+"""The reference: sentence-transformers, for platforms without vLLM and as yardstick of the tests.
+
+Slow and plain on purpose. One call at a time, whatever the number of callers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+
+from qwen3_embeddings import models
+from qwen3_embeddings.engines.base import Prompt, Served
+from qwen3_embeddings.errors import EngineClosedError, MissingDependencyError, UnknownModelError
+from qwen3_embeddings.matryoshka import Vectors
+
+
+class ReferenceEngine:
+    """sentence-transformers in this process (`pip install 'qwen3-embeddings[reference]'`).
+
+    Args:
+        model: hub id or folder.
+        dtype: "auto" (the checkpoint's own), "bfloat16" or "float32".
+        engine_kwargs: keyword arguments of `sentence_transformers.SentenceTransformer`.
+    """
+
+    chunk_texts = 32
+    chunk_tokens = 8192
+    chunks_in_flight = 2
+
+    def __init__(
+        self, model: str, *, dtype: str = "auto", engine_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        self.model = model
+        self.dtype = dtype
+        self.engine_kwargs = dict(engine_kwargs or {})
+        self._encoder: Any = None
+        self._served: Served | None = None
+        self._lock = asyncio.Lock()
+        self._closed = False
+
+    async def start(self) -> Served:
+        async with self._lock:
+            return await self._start()
+
+    async def _start(self) -> Served:
+        if self._closed:
+            raise EngineClosedError("the embedder was closed. Make a new one.")
+        if self._served is None:
+            self._encoder = await asyncio.to_thread(self._load)
+            model = models.describe(self.model)
+            size = model.dimensions
+            self._served = Served("reference", self.model, size, size, model.context)
+        return self._served
+
+    async def tokenize(self, texts: list[str]) -> list[list[int]]:
+        await self.start()
+        encodings = await asyncio.to_thread(self._encoder.tokenizer, texts)
+        ids: list[list[int]] = encodings["input_ids"]
+        return ids
+
+    async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
+        async with self._lock:
+            await self._start()
+            vectors = await asyncio.to_thread(self._encode, prompts)
+        return vectors if dimensions is None else vectors[:, :dimensions]
+
+    async def close(self) -> None:
+        async with self._lock:
+            self._closed = True
+            self._encoder = self._served = None
+
+    def _load(self) -> Any:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"sentence-transformers cannot be imported ({error}). Run "
+                "pip install 'qwen3-embeddings[reference]'."
+            ) from error
+        keywords = dict(self.engine_kwargs)
+        keywords["model_kwargs"] = {"dtype": self.dtype} | keywords.get("model_kwargs", {})
+        try:
+            encoder = SentenceTransformer(self.model, **keywords)
+        except (OSError, ValueError) as error:
+            raise UnknownModelError(
+                f"sentence-transformers cannot load {self.model!r} ({error}). Pass a hub id that "
+                "can be reached from here, or the path of a complete checkpoint."
+            ) from error
+        encoder.max_seq_length = models.describe(self.model).context  # it cuts without a word
+        return encoder
+
+    def _encode(self, prompts: list[Prompt]) -> Vectors:
+        """Texts through sentence-transformers' own road, token ids through its modules."""
+        texts = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str)]
+        others = [i for i, prompt in enumerate(prompts) if not isinstance(prompt, str)]
+        rows: dict[int, Any] = {}
+        if texts:
+            strings = [prompts[i] for i in texts]
+            encoded = self._encoder.encode(
+                strings, prompt="", convert_to_tensor=True, show_progress_bar=False
+            )
+            rows.update(zip(texts, encoded.float().cpu().numpy(), strict=True))
+        for i in others:
+            rows[i] = self._forward(prompts[i])
+        return np.stack([rows[i] for i in range(len(prompts))])
+
+    def _forward(self, ids: Prompt) -> Any:
+        import torch
+
+        tokens = torch.tensor([ids], device=self._encoder.device)
+        features = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        with torch.inference_mode():
+            return self._encoder(features)["sentence_embedding"][0].float().cpu().numpy()

@@ -1,0 +1,124 @@
+"""One engine a configuration and process, shared by every embedder that asks for it.
+
+An engine starts at its first use. It stops when the last lease on it is released, and in any
+case when the interpreter exits. A lease that is garbage-collected without being released leaves
+the engine running for the next embedder of the same configuration.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import logging
+import os
+import threading
+import weakref
+from importlib import import_module
+from typing import Any
+
+from qwen3_embeddings import background
+from qwen3_embeddings.engines.base import Engine
+from qwen3_embeddings.errors import ConfigurationError, EngineClosedError
+from qwen3_embeddings.secret import Secret
+
+logger = logging.getLogger(__name__)
+
+KINDS = {
+    "vllm": ("qwen3_embeddings.engines.vllm", "VLLMEngine"),
+    "server": ("qwen3_embeddings.engines.server", "ServerEngine"),
+    "reference": ("qwen3_embeddings.engines.reference", "ReferenceEngine"),
+}
+"""Engine classes by name, imported when first used."""
+
+_lock = threading.Lock()
+_engines: dict[str, Engine] = {}
+_leases: dict[str, weakref.WeakSet[Lease]] = {}
+
+
+class Lease:
+    """A hold on one shared engine.
+
+    Args:
+        kind: one of `KINDS`.
+        arguments: keyword arguments of the engine's class; equal arguments share an engine.
+
+    Raises:
+        ConfigurationError: the engine does not know an argument.
+    """
+
+    def __init__(self, kind: str, arguments: dict[str, Any]) -> None:
+        key = json.dumps([kind, arguments], sort_keys=True, default=_identity)
+        with _lock:
+            if key not in _engines:
+                _engines[key] = _make(kind, arguments)
+                _leases[key] = weakref.WeakSet()
+            self._engine: Engine | None = _engines[key]
+            self._key = key
+            _leases[key].add(self)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine.
+
+        Raises:
+            EngineClosedError: the lease was released.
+        """
+        if self._engine is None:
+            raise EngineClosedError("this embedder is closed. Make a new one.")
+        return self._engine
+
+    def release(self) -> None:
+        """Give the hold up, and stop the engine when it was the last. May be called twice."""
+        with _lock:
+            engine, self._engine = self._engine, None
+            others = _leases.get(self._key)
+            if engine is None or others is None or _engines.get(self._key) is not engine:
+                return
+            others.discard(self)
+            if others:
+                return
+            del _engines[self._key], _leases[self._key]
+        background.run(engine.close())
+
+
+def _make(kind: str, arguments: dict[str, Any]) -> Engine:
+    module, name = KINDS[kind]
+    try:
+        engine: Engine = getattr(import_module(module), name)(**arguments)
+    except TypeError as error:
+        raise ConfigurationError(f"the {kind} engine refuses its arguments: {error}") from error
+    return engine
+
+
+def _identity(value: Any) -> str:
+    """What stands in an engine's key for a value JSON has no form for: a secret, a TLS context."""
+    if isinstance(value, Secret):
+        return hashlib.sha256(value.get_secret_value().encode()).hexdigest()
+    return f"{type(value).__qualname__}@{id(value)}"
+
+
+def _close_all() -> None:
+    """Stop every engine before the interpreter goes, while threads still run."""
+    with _lock:
+        engines = list(_engines.values())
+        _engines.clear()
+        _leases.clear()
+    for engine in engines:
+        try:
+            background.run(engine.close())
+        except Exception:
+            logger.exception("an engine did not close")
+
+
+def _forget_engines() -> None:
+    """A forked child shares no thread or connection with its parent: it starts its own."""
+    global _lock
+    _lock = threading.Lock()
+    _engines.clear()
+    _leases.clear()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_engines)

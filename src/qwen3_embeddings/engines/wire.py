@@ -1,0 +1,114 @@
+"""Bodies on the wire of ``/v1/embeddings``: what to ask for, and reading the answer.
+
+Every reader takes a whole batch at once and checks its shape; bytes that are not an embeddings
+response raise `ServerResponseError`, whatever they are.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Any
+
+import numpy as np
+
+from qwen3_embeddings.errors import ServerResponseError
+from qwen3_embeddings.matryoshka import Vectors
+
+FORMATS = ("bytes_only", "base64", "float")
+"""Wire formats, most compact first: raw float32 rows (vLLM only), base64 in JSON, numbers in JSON.
+
+vLLM's fourth, ``bytes``, puts its metadata into a response header that outgrows what HTTP clients
+accept."""
+
+
+def ask(form: str) -> dict[str, str]:
+    """The fields that ask a server for `form`, in float32."""
+    if form == "bytes_only":
+        return {"encoding_format": form, "embed_dtype": "float32", "endianness": "little"}
+    return {"encoding_format": form}
+
+
+def read(body: bytes, content_type: str, rows: int) -> tuple[str, Vectors]:
+    """The format a response came in, and its vectors.
+
+    Args:
+        body: response body.
+        content_type: its ``Content-Type`` header.
+        rows: number of texts in the request.
+
+    Returns:
+        One of `FORMATS`, and a float32 array (rows, d).
+
+    Raises:
+        ServerResponseError: not an embeddings response for `rows` texts.
+    """
+    if content_type.startswith("application/octet-stream"):
+        return "bytes_only", _read_bytes(body, rows)
+    return _read_json(body, rows)
+
+
+def _read_bytes(body: bytes, rows: int) -> Vectors:
+    if not body or len(body) % (4 * rows):
+        raise ServerResponseError(
+            f"{len(body)} bytes are not {rows} float32 vectors of one size. Check what stands "
+            "between this client and the server: something altered the body."
+        )
+    return np.frombuffer(body, dtype="<f4").reshape(rows, -1)
+
+
+def _read_json(body: bytes, rows: int) -> tuple[str, Vectors]:
+    try:
+        data = json.loads(body)["data"]
+        order = [item["index"] for item in data]
+        cells = [item["embedding"] for item in data]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ServerResponseError(
+            f"the answer is not an embeddings response: {excerpt(body)!r}. Check that base_url "
+            "is the server's OpenAI-compatible root, usually ending in /v1."
+        ) from error
+    if not all(type(index) is int for index in order) or sorted(order) != list(range(rows)):
+        raise ServerResponseError(
+            f"the server answered {len(order)} vectors with indices {order[:8]} to {rows} texts. "
+            "Its answers cannot be matched to the texts: report it to whoever runs the server."
+        )
+    by_index: list[Any] = [None] * rows
+    for index, cell in zip(order, cells, strict=True):
+        by_index[index] = cell
+    if all(isinstance(cell, str) for cell in by_index):
+        return "base64", _read_base64(by_index, rows)
+    return "float", _read_floats(by_index)
+
+
+def _read_base64(cells: list[str], rows: int) -> Vectors:
+    try:
+        raw = [base64.b64decode(cell, validate=True) for cell in cells]
+    except (binascii.Error, ValueError) as error:
+        raise ServerResponseError(
+            f"a vector is not base64 ({error}). Report it to whoever runs the server."
+        ) from error
+    if len({len(row) for row in raw}) > 1:
+        raise ServerResponseError("the server answered vectors of different sizes to one request.")
+    return _read_bytes(b"".join(raw), rows)
+
+
+def _read_floats(cells: list[Any]) -> Vectors:
+    try:
+        vectors = np.array(cells, dtype=np.float32)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ServerResponseError(
+            f"the vectors are not lists of numbers of one size ({error}). Report it to whoever "
+            "runs the server."
+        ) from error
+    if vectors.ndim != 2 or not vectors.shape[1]:
+        raise ServerResponseError(
+            f"the answer has shape {vectors.shape} instead of one vector a text: the server pools "
+            "nothing, or by another rule. Start it with --runner pooling --convert embed."
+        )
+    return vectors
+
+
+def excerpt(body: bytes) -> str:
+    """The beginning of a body, for an error message."""
+    return body[:200].decode("utf-8", "replace")

@@ -1,0 +1,79 @@
+"""Matryoshka sizes: check one, cut vectors down to it.
+
+Matryoshka Representation Learning (arXiv 2205.13147) packs a usable embedding into the first
+numbers of a larger one. A shorter vector is the first d numbers *renormalised*; without the
+second step its length is wrong and dot products no longer rank like cosines.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qwen3_embeddings.errors import DimensionsError, InvalidVectorError
+from qwen3_embeddings.models import MIN_DIMENSIONS
+
+Vectors = NDArray[np.float32]
+
+
+def check_dimensions(dimensions: SupportsIndex | float, native: int | None = None) -> int:
+    """`dimensions` as an int within the Matryoshka range, 32 to `native`.
+
+    A float with no fraction counts as an int: some configuration readers make 64.0 of 64, and
+    engines hang on it. `native` None checks the lower end only.
+
+    Raises:
+        DimensionsError: out of range, or not a whole number.
+    """
+    span = f"a whole number from {MIN_DIMENSIONS} to {native or 'the native size'}"
+    whole: Any = dimensions
+    if isinstance(whole, float) and whole.is_integer():
+        whole = int(whole)
+    try:
+        size = operator.index(whole)
+    except TypeError:
+        size = -1
+    if isinstance(dimensions, bool) or size < MIN_DIMENSIONS or (native and size > native):
+        raise DimensionsError(
+            f"dimensions={dimensions!r} is out of range: use {span}, or None for the native size."
+        )
+    return size
+
+
+def truncate(vectors: ArrayLike, dimensions: SupportsIndex | float) -> Vectors:
+    """The first `dimensions` numbers of each vector, renormalised to unit length.
+
+    Args:
+        vectors: one vector (native,) or a matrix (n, native).
+        dimensions: target size, 32 to native.
+
+    Returns:
+        float32 array (dimensions,) or (n, dimensions), a copy.
+
+    Raises:
+        DimensionsError: `dimensions` is out of range.
+        InvalidVectorError: a row is not finite, or zero in its first `dimensions` numbers.
+    """
+    whole = np.asarray(vectors, dtype=np.float32)
+    return normalize(whole[..., : check_dimensions(dimensions, whole.shape[-1])])
+
+
+def normalize(vectors: Vectors) -> Vectors:
+    """Each row divided by its Euclidean length, float32, a copy.
+
+    Raises:
+        InvalidVectorError: a row has NaN or infinity in it, or length zero.
+    """
+    lengths = np.sqrt(np.einsum("...i,...i->...", vectors, vectors, dtype=np.float32))
+    usable = np.isfinite(lengths) & (lengths > 0)
+    if not usable.all():
+        bad = [int(i) for i in np.flatnonzero(~np.atleast_1d(usable))]
+        raise InvalidVectorError(
+            "the vector is not finite or has length zero. Run the model in bfloat16 or float32: "
+            "float16 overflows on some texts.",
+            bad,
+        )
+    return (vectors / lengths[..., None]).astype(np.float32)

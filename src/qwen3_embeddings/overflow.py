@@ -1,0 +1,74 @@
+"""What to do with a text longer than the model's context.
+
+Works on token ids that end in the end token. That token is what the embedding is read from and
+the instruction stands at the front, so both survive every policy.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+
+from qwen3_embeddings.errors import ConfigurationError
+from qwen3_embeddings.matryoshka import Vectors, normalize
+
+Overflow = Literal["error", "truncate", "mean"]
+"""``error`` refuses; ``truncate`` cuts the end of the text; ``mean`` embeds pieces of the text
+and averages them, weighted by their tokens."""
+
+
+def check_overflow(overflow: str) -> Overflow:
+    """`overflow`, when it is a policy.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if overflow not in get_args(Overflow):
+        raise ConfigurationError(
+            f"overflow={overflow!r} is not a policy. Use one of {', '.join(get_args(Overflow))}."
+        )
+    return overflow  # type: ignore[return-value]
+
+
+def cut(ids: list[int], limit: int) -> list[int]:
+    """The first `limit` - 1 tokens and the end token."""
+    return [*ids[: limit - 1], ids[-1]]
+
+
+def split(ids: list[int], limit: int, head: int) -> list[list[int]]:
+    """Pieces of at most `limit` tokens, each with the first `head` tokens and the end token.
+
+    Raises:
+        ConfigurationError: head and end token leave no room for text.
+    """
+    room = limit - head - 1
+    if room < 1:
+        raise ConfigurationError(
+            f"the instruction takes {head} of {limit} tokens and leaves no room for text. "
+            "Shorten query_instruction, or raise max_model_len."
+        )
+    body = ids[head:-1]
+    starts = range(0, len(body), room)
+    return [[*ids[:head], *body[start : start + room], ids[-1]] for start in starts]
+
+
+def shared_head(ids: list[int], template: list[int]) -> int:
+    """How many leading tokens two encodings share: the instruction's part of `ids`."""
+    for position, (one, other) in enumerate(zip(ids, template, strict=False)):
+        if one != other:
+            return position
+    return min(len(ids), len(template))
+
+
+def merge(vectors: Vectors, owners: list[int], weights: list[float]) -> Vectors:
+    """One row an owner: the weighted mean of its unit vectors, renormalised.
+
+    Args:
+        vectors: float32 (pieces, d), unit rows, pieces of one text together.
+        owners: for each piece the index of its text, rising from 0 without a gap.
+        weights: for each piece its number of text tokens.
+    """
+    weighted = normalize(vectors).astype(np.float64) * np.asarray(weights)[:, None]
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    return normalize(np.add.reduceat(weighted, starts, axis=0).astype(np.float32))

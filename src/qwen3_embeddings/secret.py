@@ -1,0 +1,37 @@
+"""A string that does not show itself."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+
+class Secret:
+    """A key: its value comes out of `get_secret_value` only, as with pydantic's SecretStr."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    @classmethod
+    def of(cls, value: Any) -> Self | None:
+        """A secret from a string or another library's secret; None from nothing."""
+        if hasattr(value, "get_secret_value"):
+            value = value.get_secret_value()
+        return cls(value) if value else None
+
+    def get_secret_value(self) -> str:
+        """The key itself."""
+        return self._value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __repr__(self) -> str:
+        return "Secret('**********')"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a key is not pickled: set QWEN3_EMBEDDINGS_API_KEY where it is needed")
