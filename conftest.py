@@ -67,7 +67,10 @@ def start_vllm_server(
         *flags,
     ]
     with log.open("wb") as file:
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        memory = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+        return subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | memory
+        )
 
 
 def wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

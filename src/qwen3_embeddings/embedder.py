@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import hashlib
 import json
 import os
@@ -16,14 +15,13 @@ import numpy as np
 
 from qwen3_embeddings import background, models
 from qwen3_embeddings import overflow as policies
-from qwen3_embeddings.engines.base import Engine, Prompt, Served
+from qwen3_embeddings.engines.base import Engine, Prompt, Served, check_lengths
 from qwen3_embeddings.engines.shared import KINDS, Lease
 from qwen3_embeddings.errors import (
     ConfigurationError,
     ServerResponseError,
     TextEncodingError,
     TextError,
-    TextTooLongError,
     TextTypeError,
 )
 from qwen3_embeddings.instructions import Task, find_task, instruct
@@ -39,7 +37,7 @@ Role = Literal["query", "document"]
 _NEUTRAL = frozenset(
     {"gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
     | {"enable_prefix_caching", "enforce_eager", "disable_log_stats", "scheduling_policy"}
-    | {"max_concurrency", "batch_size", "device"}
+    | {"device"}
 )
 
 
@@ -96,7 +94,7 @@ class Embedder:
         default_headers: sent with every request to a server.
         verify: TLS verification: True, False, a CA file, or an `ssl.SSLContext`.
         engine_kwargs: further arguments of the engine, by the engine's own names: vLLM's
-            `EngineArgs`, sentence-transformers' `SentenceTransformer`, or `ServerEngine`.
+            `EngineArgs`, or sentence-transformers' `SentenceTransformer`.
 
     Raises:
         ConfigurationError: an argument has a value that cannot work.
@@ -126,7 +124,7 @@ class Embedder:
         verify: bool | str | ssl.SSLContext = True,
         engine_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        self._settings = {k: v for k, v in locals().items() if k not in {"self", "api_key"}}
+        settings = {k: v for k, v in locals().items() if k not in {"self", "api_key"}}
         environment = os.environ.get
         if engine in {None, "server"}:
             base_url = base_url or environment("QWEN3_EMBEDDINGS_BASE_URL")
@@ -140,25 +138,34 @@ class Embedder:
         native = known.dimensions if known else None
         self.dimensions = None if dimensions is None else check_dimensions(dimensions, native)
         self.batch_size = batch_size
-        if batch_size is not None and batch_size < 1:
-            raise ConfigurationError(f"batch_size={batch_size} is not a number of texts. Use 1 up.")
+        _check_at_least("batch_size", batch_size, 1)
+        _check_at_least("max_concurrency", max_concurrency, 1)
+        _check_at_least("max_retries", max_retries, 0)
+        _check_at_least("timeout", timeout, 1e-3)
         self._choose_instructions(task, query_instruction, document_instruction)
-        arguments = dict(engine_kwargs or {})
+        self._engine_kwargs = dict(engine_kwargs or {})
+        arguments: dict[str, Any] = {"model": self.model}
         if self.engine == "server":
-            arguments = {
+            if self._engine_kwargs:
+                raise ConfigurationError(
+                    "engine_kwargs are for an engine in this process. A server's are set where it "
+                    "starts."
+                )
+            arguments |= {
                 "base_url": base_url,
-                "model": self.model,
                 "api_key": Secret.of(api_key or environment("QWEN3_EMBEDDINGS_API_KEY")),
                 "timeout": timeout,
                 "max_retries": max_retries,
                 "default_headers": dict(default_headers or {}),
                 "verify": verify,
-                **({"batch_size": batch_size} if batch_size else {}),
-                **({"max_concurrency": max_concurrency} if max_concurrency else {}),
-            } | arguments
+                "max_concurrency": max_concurrency or 16,
+                "batch_size": batch_size or 64,
+            }
         else:
-            arguments = {"model": self.model, "dtype": dtype, "engine_kwargs": arguments}
-        self._engine_kwargs = dict(engine_kwargs or {})
+            arguments |= {"dtype": dtype, "engine_kwargs": self._engine_kwargs}
+        # Pickled as resolved here: another process's environment must not make it another model.
+        resolved = {"model": self.model, "base_url": self.base_url, "engine": self.engine}
+        self._settings = settings | resolved
         self._lease = Lease(self.engine, arguments)
 
     # Embedding.
@@ -222,7 +229,7 @@ class Embedder:
         Raises:
             UnknownTaskError: `task` is not a preset.
         """
-        sibling = copy.copy(self)
+        sibling = self.__copy__()
         sibling._choose_instructions(task, query_instruction, document_instruction)
         return sibling
 
@@ -277,6 +284,16 @@ class Embedder:
         shown |= {"task": self.task.name}
         return f"Embedder({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
+    def __copy__(self) -> Self:
+        """Another handle on the same engine."""
+        sibling = object.__new__(type(self))
+        sibling.__dict__.update(self.__dict__)
+        return sibling
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The same as a copy: an engine is not copied, and a key travels within the process."""
+        return self.__copy__()
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its settings, without the key: the other process reads its environment."""
         instructions = {
@@ -328,8 +345,10 @@ class Embedder:
         return _Texts(prompts, lengths, instruction, urgent=role == "query")
 
     async def _encode(self, texts: _Texts, show_progress: bool) -> Vectors:
-        if not texts.prompts and self.dimensions:
-            return np.empty((0, self.dimensions), dtype=np.float32)
+        known = models.MODELS.get(self.model or "") if self.engine != "server" else None
+        if not texts.prompts and (self.dimensions or known):
+            width = self.dimensions or (known.dimensions if known else 0)
+            return np.empty((0, width), dtype=np.float32)
         engine = self._lease.engine
         served = await engine.start()
         size = served.dimensions
@@ -362,11 +381,7 @@ class Embedder:
         if not context or not encodings:
             return _Plan(prompts, list(range(len(prompts))), [1.0] * len(prompts))
         if self.overflow == "error":
-            raise TextTooLongError(
-                f"{max(map(len, encodings.values()))} tokens at most, over the context of "
-                f"{context}. Pass overflow='truncate' or overflow='mean', or split the text.",
-                sorted(encodings),
-            )
+            check_lengths([encodings.get(i, []) for i in range(len(prompts))], context)
         if self.overflow == "truncate":
             for i, tokens in encodings.items():
                 prompts[i] = policies.cut(tokens, context)
@@ -481,6 +496,11 @@ def _check_dtype(dtype: str) -> str:
     if dtype not in {"auto", "bfloat16", "float32"}:
         raise ConfigurationError(f"no dtype {dtype!r}. Use 'auto', 'bfloat16' or 'float32'.")
     return dtype
+
+
+def _check_at_least(name: str, value: float | None, least: float) -> None:
+    if value is not None and not value >= least:
+        raise ConfigurationError(f"{name}={value!r} is too small. Use {least:g} or more.")
 
 
 def _rebuild(cls: type[Embedder], settings: dict[str, Any]) -> Embedder:

@@ -76,4 +76,5 @@ def normalize(vectors: Vectors) -> Vectors:
             "float16 overflows on some texts.",
             bad,
         )
-    return (vectors / lengths[..., None]).astype(np.float32)
+    unit: Vectors = (vectors / lengths[..., None]).astype(np.float32)
+    return unit

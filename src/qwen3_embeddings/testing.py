@@ -59,7 +59,7 @@ def write_checkpoint(
         dimensions: native embedding size, a multiple of 32.
         layers: transformer layers.
         context: longest input in tokens.
-        vocabulary: largest size the tokenizer is trained to before the 26 special tokens; at least 256.
+        vocabulary: largest size of the base vocabulary, at least 256; 26 special tokens follow.
         seed: of the random weights.
 
     Raises:
@@ -177,7 +177,8 @@ def _weights(
     keys = config["num_key_value_heads"] * config["head_dim"]
 
     def matrix(rows: int, columns: int) -> NDArray[np.float32]:
-        return random.standard_normal((rows, columns), dtype=np.float32) * columns**-0.5
+        scale = np.float32(columns**-0.5)
+        return random.standard_normal((rows, columns), dtype=np.float32) * scale
 
     def ones(count: int) -> NDArray[np.float32]:
         return np.ones(count, dtype=np.float32)

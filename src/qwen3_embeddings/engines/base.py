@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from qwen3_embeddings.errors import TextTooLongError
 from qwen3_embeddings.matryoshka import Vectors
 
 Prompt = str | list[int]
@@ -58,3 +60,19 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Stop, free everything, and fail calls still waiting with `EngineClosedError`."""
+
+
+def check_lengths(encodings: Sequence[Sequence[int]], context: int | None) -> None:
+    """Refuse encodings longer than the context, ahead of an engine that would cut or choke.
+
+    Raises:
+        TextTooLongError: some are.
+    """
+    long = [i for i, ids in enumerate(encodings) if context and len(ids) > context]
+    if long:
+        most = max(len(encodings[i]) for i in long)
+        raise TextTooLongError(
+            f"{most} tokens, over the context of {context}. Pass overflow='truncate' or "
+            "overflow='mean', or split the text.",
+            long,
+        )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qwen3_embeddings import models
-from qwen3_embeddings.engines.base import Prompt, Served
+from qwen3_embeddings.engines.base import Prompt, Served, check_lengths
 from qwen3_embeddings.errors import EngineClosedError, MissingDependencyError, UnknownModelError
 from qwen3_embeddings.matryoshka import Vectors
 
@@ -41,6 +41,7 @@ class ReferenceEngine:
         self._closed = False
 
     async def start(self) -> Served:
+        """Load the model once."""
         async with self._lock:
             return await self._start()
 
@@ -55,18 +56,19 @@ class ReferenceEngine:
         return self._served
 
     async def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, end token included."""
         await self.start()
-        encodings = await asyncio.to_thread(self._encoder.tokenizer, texts)
-        ids: list[list[int]] = encodings["input_ids"]
-        return ids
+        return await asyncio.to_thread(self._token_ids, texts)
 
     async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
+        """One vector a prompt, in order."""
         async with self._lock:
             await self._start()
             vectors = await asyncio.to_thread(self._encode, prompts)
         return vectors if dimensions is None else vectors[:, :dimensions]
 
     async def close(self) -> None:
+        """Free the model."""
         async with self._lock:
             self._closed = True
             self._encoder = self._served = None
@@ -91,13 +93,20 @@ class ReferenceEngine:
         encoder.max_seq_length = models.describe(self.model).context  # it cuts without a word
         return encoder
 
+    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+        tokenizer = self._encoder.tokenizer.backend_tokenizer
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+
     def _encode(self, prompts: list[Prompt]) -> Vectors:
         """Texts through sentence-transformers' own road, token ids through its modules."""
+        strings = [prompt for prompt in prompts if isinstance(prompt, str)]
+        check_lengths(self._token_ids(strings), self._encoder.max_seq_length)
         texts = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str)]
         others = [i for i, prompt in enumerate(prompts) if not isinstance(prompt, str)]
         rows: dict[int, Any] = {}
         if texts:
-            strings = [prompts[i] for i in texts]
             encoded = self._encoder.encode(
                 strings, prompt="", convert_to_tensor=True, show_progress_bar=False
             )

@@ -98,7 +98,7 @@ class ServerEngine:
         self.max_retries = max_retries
         self.chunk_texts = batch_size
         self.chunks_in_flight = max_concurrency
-        self._client = _client(self.base_url, api_key, timeout, default_headers, verify)
+        self._client = _client(api_key, timeout, default_headers, verify)
         self._starting = asyncio.Lock()
         self._served: Served | None = None
         self._form = 0
@@ -108,6 +108,7 @@ class ServerEngine:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> Served:
+        """Reach the server once and learn what it serves and speaks."""
         async with self._starting:
             if self._client.is_closed:
                 raise _closed()
@@ -142,6 +143,7 @@ class ServerEngine:
         return list(await asyncio.gather(*map(one, texts)))
 
     async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
+        """One vector a prompt, in order."""
         served = await self.start()
         if dimensions == served.dimensions:
             dimensions = None  # servers without is_matryoshka refuse even their own size
@@ -160,6 +162,7 @@ class ServerEngine:
         return rows
 
     async def close(self) -> None:
+        """Fail what waits, and close the connections."""
         for line in self._waiting.values():
             _fail(line, _closed())
             line.clear()
@@ -244,8 +247,10 @@ class ServerEngine:
         self._served = Served("server", name, 0, 0, context)
         size = (await self._request(["probe"], None)).shape[1]
         known = models.MODELS.get(name) or models.MODELS.get(root)
+        if known:
+            context = context or known.context
         native = max(known.dimensions if known else 0, size)
-        return Served("server", name, size, native, context or (known and known.context))
+        return Served("server", name, size, native, context)
 
     async def _find_model(self) -> tuple[str, str, int | None]:
         """The served model: its name, what it was loaded from, and its context if told."""
@@ -340,7 +345,7 @@ class ServerEngine:
                 if answer.status_code not in _RETRIED or last:
                     return answer
                 delay = _retry_after(answer) or _backoff(attempt)
-                logger.info("%s answered %d, again in %.1f s", url, answer.status_code, delay)
+                logger.info("%s: %d, again in %.1f s", self.base_url, answer.status_code, delay)
             await asyncio.sleep(delay)
         raise AssertionError("unreachable")
 
@@ -367,11 +372,15 @@ def _normal_url(base_url: str) -> str:
         raise ConfigurationError(
             f"base_url={base_url!r} is not a URL. Write http://host:port/v1 or https://…"
         )
+    if "@" in rest.partition("/")[0]:
+        raise ConfigurationError(
+            "base_url holds a user or password, which would show in logs. Pass "
+            "default_headers={'Authorization': 'Basic …'} instead."
+        )
     return url if "/" in rest else f"{url}/v1"
 
 
 def _client(
-    base_url: str,
     api_key: Secret | None,
     timeout: float,
     headers: Mapping[str, str] | None,
@@ -380,8 +389,16 @@ def _client(
     import httpx
 
     if isinstance(verify, str):
-        verify = ssl.create_default_context(cafile=verify)
+        try:
+            verify = ssl.create_default_context(cafile=verify)
+        except OSError as error:
+            raise ConfigurationError(
+                f"verify={verify!r} cannot be read as a file of CA certificates ({error}). Pass the "
+                "path of a PEM file, or True for the system's."
+            ) from error
     sent = {"Authorization": f"Bearer {api_key.get_secret_value()}"} if api_key else {}
+    if api_key and not api_key.get_secret_value().isascii():
+        raise ConfigurationError("api_key holds a character no HTTP header can. Copy it again.")
     # Redirects are not followed: the key must not travel to a host nobody named.
     return httpx.AsyncClient(
         headers=sent | dict(headers or {}),

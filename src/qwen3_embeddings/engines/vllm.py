@@ -24,10 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import numpy as np
-
 from qwen3_embeddings import models
-from qwen3_embeddings.engines.base import Prompt, Served
+from qwen3_embeddings.engines.base import Prompt, Served, check_lengths
 from qwen3_embeddings.errors import (
     ConfigurationError,
     EngineClosedError,
@@ -97,25 +95,32 @@ class VLLMEngine:
         self.dtype = dtype
         self.engine_kwargs = dict(engine_kwargs or {})
         self._thread: _EngineThread | None = None
+        self._closed = False
 
     async def start(self) -> Served:
-        if self._thread is None or not self._thread.is_alive():
+        """Start the engine's thread, or another one after a death; say what it serves."""
+        if self._closed:
+            raise EngineClosedError("this embedder is closed. Make a new one.")
+        if self._thread is None or not self._thread.usable:
             self._thread = _EngineThread(self.model, self.dtype, self.engine_kwargs)
             self._thread.start()
         return await asyncio.shield(asyncio.wrap_future(self._thread.ready))
 
     async def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, end token included."""
         await self.start()
         assert self._thread is not None
         return await asyncio.to_thread(self._thread.tokenize, texts)
 
     async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
-        await self.start()
+        """One vector a prompt, in order; cancelling drops the prompts from the engine."""
+        served = await self.start()
         thread = self._thread
         assert thread is not None
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         tokenized = iter(await asyncio.to_thread(thread.tokenize, texts) if texts else [])
         ids = [next(tokenized) if isinstance(prompt, str) else prompt for prompt in prompts]
+        check_lengths(ids, served.context)
         loop = asyncio.get_running_loop()
         job = _Job(ids, dimensions, urgent, loop, loop.create_future())
         thread.submit(job)
@@ -126,6 +131,8 @@ class VLLMEngine:
             raise
 
     async def close(self) -> None:
+        """Stop the thread and free the device."""
+        self._closed = True
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.stop()
@@ -148,6 +155,11 @@ class _EngineThread(threading.Thread):
         self._tokenizer: Tokenizer
 
     # Called from other threads.
+
+    @property
+    def usable(self) -> bool:
+        """Whether calls may still be submitted, or a start may still succeed."""
+        return self.is_alive() and self._refusal is None
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
@@ -195,8 +207,13 @@ class _EngineThread(threading.Thread):
             )
             over.__cause__ = error
         self._fail_all(over)
-        with _turn:
-            _shut_down(engine)
+        try:
+            with _turn:
+                _shut_down(engine)
+        except Exception:
+            logger.exception("the vLLM engine did not shut down cleanly")
+        del engine
+        _free_memory()
 
     def _serve(self, engine: Any) -> None:
         """Step the engine until told to stop, admitting and aborting between steps."""
@@ -410,20 +427,23 @@ def _start_error(error: BaseException, name: str) -> BaseException:
 
 
 def _shut_down(engine: Any) -> None:
-    """Free what the engine holds, device memory included."""
-    import torch
-
+    """Stop the engine; what it holds goes with the last reference to it."""
     client = engine.engine_core
     _alive.discard(id(engine))
     if not _alive:
         client.shutdown()
-    else:
-        # The client's own shutdown would also destroy the process groups the others stand on.
-        if finalizer := getattr(client, "_finalizer", None):
-            finalizer.detach()
-        client.engine_core.model_executor.shutdown()
-        client.engine_core.scheduler.shutdown()
-    del engine, client
+        return
+    # The client's own shutdown would also destroy the process groups the others stand on.
+    if finalizer := getattr(client, "_finalizer", None):
+        finalizer.detach()
+    client.engine_core.model_executor.shutdown()
+    client.engine_core.scheduler.shutdown()
+
+
+def _free_memory() -> None:
+    """Give the device's memory back, once no name refers to the engine any more."""
+    import torch
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,0 +1,155 @@
+"""The pure parts: names, models, instructions, sizes, overflow."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import qwen3_embeddings
+from qwen3_embeddings import (
+    MODELS,
+    TASKS,
+    DimensionsError,
+    InvalidVectorError,
+    Qwen3EmbeddingsError,
+    TextTooLongError,
+    UnknownModelError,
+    errors,
+    overflow,
+    truncate,
+)
+from qwen3_embeddings.instructions import instruct
+from qwen3_embeddings.models import describe
+
+
+def test_public_names_are_complete_and_sorted() -> None:
+    names = qwen3_embeddings.__all__
+    shouting, rest = [n for n in names if n.isupper()], [n for n in names if not n.isupper()]
+    assert names == sorted(shouting) + sorted(rest)
+    assert all(hasattr(qwen3_embeddings, name) for name in names)
+    error_names = {n for n, v in vars(errors).items() if isinstance(v, type) and n[0] != "_"}
+    assert error_names - {"Iterable", "Any"} <= set(names)
+
+
+def test_import_is_quick_and_pulls_in_no_framework() -> None:
+    script = (
+        "import time; start = time.process_time(); import qwen3_embeddings, sys;"
+        "print(time.process_time() - start); print(*sys.modules)"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        for _ in range(5)  # processor time: the wall clock is other tests' too
+    ]
+    lines = [run.stdout.splitlines() for run in runs]
+    assert min(float(seconds) for seconds, _ in lines) < 0.3
+    packages = {module.partition(".")[0] for module in lines[0][1].split()}
+    assert not packages & {"vllm", "torch", "openai", "langchain", "langchain_core", "llama_index"}
+    assert not packages & {"transformers", "sentence_transformers", "httpx", "tqdm", "tokenizers"}
+
+
+def test_the_family() -> None:
+    sizes = [(m.dimensions, m.context, m.parameters) for m in MODELS.values()]
+    assert sizes == [
+        (1024, 32768, 595_776_512),
+        (2560, 32768, 4_021_774_336),
+        (4096, 32768, 7_567_295_488),
+    ]
+    cache = [model.kv_bytes_per_token // 1024 for model in MODELS.values()]
+    assert cache == [112, 144, 144]
+    with pytest.raises(TypeError):
+        MODELS["x"] = MODELS["Qwen/Qwen3-Embedding-4B"]  # type: ignore[index]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        MODELS["Qwen/Qwen3-Embedding-4B"].layers = 1  # type: ignore[misc]
+
+
+def test_a_local_checkpoint_is_described_by_its_config(checkpoint: str, tmp_path: object) -> None:
+    model = describe(checkpoint)
+    assert (model.dimensions, model.context, model.layers) == (128, 2048, 2)
+    from pathlib import Path
+
+    folder = Path(str(tmp_path))
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UnknownModelError, match="'bert'"):
+        describe(str(folder))
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(UnknownModelError, match="JSON object"):
+        describe(str(folder))
+    with pytest.raises(UnknownModelError, match="spelling"):
+        describe("Qwen3-Embedding-0.6B")
+
+
+def test_the_template() -> None:
+    assert instruct("Do it", " q\n") == "Instruct: Do it\nQuery: q\n"
+    assert instruct("", " q\n") == " q\n"
+
+
+def test_the_presets() -> None:
+    assert len(TASKS) >= 12
+    assert {task.symmetric for task in TASKS.values()} == {True, False}
+    assert all(name == task.name for name, task in TASKS.items())
+    assert (
+        TASKS["web_search"].instruction
+        == "Given a web search query, retrieve relevant passages that answer the query"
+    )
+    assert TASKS["code"].instruction.endswith("comment.")
+
+
+def test_truncate() -> None:
+    vectors = np.random.default_rng(0).standard_normal((5, 256))
+    cut = truncate(vectors, 64)
+    expected = vectors[:, :64] / np.linalg.norm(vectors[:, :64], axis=1, keepdims=True)
+    assert (cut.dtype, cut.shape) == (np.float32, (5, 64))
+    np.testing.assert_allclose(cut, expected, atol=1e-6)
+    np.testing.assert_allclose(truncate(vectors[0], 64), expected[0], atol=1e-6)
+    np.testing.assert_allclose(truncate(cut, 64), cut, atol=1e-6)
+    np.testing.assert_allclose(truncate(truncate(vectors, 128), 64), cut, atol=1e-6)
+    assert truncate(vectors.tolist(), 256.0).shape == (5, 256)
+    assert truncate(np.empty((0, 256)), 32).shape == (0, 32)
+
+
+@pytest.mark.parametrize("size", [31, 257, 0, -1, 40.5, True, "64", None])
+def test_truncate_refuses_sizes_out_of_range(size: object) -> None:
+    with pytest.raises(DimensionsError, match="32 to 256"):
+        truncate(np.ones((2, 256)), size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
+def test_truncate_never_passes_on_what_is_no_direction(bad: float) -> None:
+    vectors = np.ones((4, 64))
+    vectors[2] = bad
+    with pytest.raises(InvalidVectorError) as caught:
+        truncate(vectors, 32)
+    assert caught.value.positions == (2,)
+
+
+def test_overflow_policies_keep_head_and_end() -> None:
+    ids = [1, 2, *range(100, 120), 0]
+    assert overflow.cut(ids, 10) == [1, 2, 100, 101, 102, 103, 104, 105, 106, 0]
+    pieces = overflow.split(ids, 10, head=2)
+    assert all(piece[:2] == [1, 2] and piece[-1] == 0 and len(piece) <= 10 for piece in pieces)
+    assert [i for piece in pieces for i in piece[2:-1]] == list(range(100, 120))
+    assert overflow.shared_head(ids, [1, 2, 9]) == 2
+    assert overflow.shared_head(ids, [1, 2]) == 2
+    with pytest.raises(Qwen3EmbeddingsError, match="no room"):
+        overflow.split(ids, 10, head=9)
+
+
+def test_merge_weighs_and_renormalises() -> None:
+    vectors = np.eye(4, dtype=np.float32)
+    merged = overflow.merge(vectors, [0, 1, 1, 2], [5.0, 3.0, 1.0, 2.0])
+    middle = np.array([0, 3, 1, 0]) / np.sqrt(10)
+    np.testing.assert_allclose(merged, [vectors[0], middle, vectors[3]], atol=1e-6)
+
+
+def test_errors_survive_pickling_and_move() -> None:
+    error = TextTooLongError("too long.", [3, 1])
+    twin = pickle.loads(pickle.dumps(error))
+    assert (str(twin), twin.positions) == (str(error), (3, 1))
+    assert error.at([9, 7]).positions == (7, 9)
+    refused = pickle.loads(pickle.dumps(errors.ServerBusyError("busy", 503)))
+    assert (str(refused), refused.status) == ("busy", 503)

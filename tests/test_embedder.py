@@ -1,0 +1,257 @@
+"""What the embedder promises whatever engine runs behind it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+from qwen3_embeddings import (
+    TASKS,
+    ConfigurationError,
+    DimensionsError,
+    Embedder,
+    Task,
+    TextEncodingError,
+    TextTypeError,
+    UnknownTaskError,
+    truncate,
+)
+from qwen3_embeddings.instructions import instruct
+
+
+@pytest.mark.parametrize("engine", ["embedder", "reference", "remote"])
+def test_no_texts(engine: str, request: pytest.FixtureRequest) -> None:
+    embedder = request.getfixturevalue(engine)
+    vectors = embedder.encode_document([])
+    assert (vectors.shape, vectors.dtype) == ((0, 128), np.float32)
+    assert embedder.encode_query([""]).shape == (1, 128)
+
+
+def test_no_texts_and_a_known_size_start_no_engine() -> None:
+    assert Embedder("Qwen/Qwen3-Embedding-4B", dimensions=256).encode_query([]).shape == (0, 256)
+    assert Embedder("Qwen/Qwen3-Embedding-4B").encode_query([]).shape == (0, 2560)
+
+
+@pytest.mark.parametrize("wrong", [None, b"bytes", 3, 2.5, ["nested"]])
+def test_what_is_no_text_is_named_by_position(wrong: object, embedder: Embedder) -> None:
+    for encode in (embedder.encode_query, embedder.encode_document):
+        with pytest.raises(TextTypeError, match=r"texts\[1\]") as caught:
+            encode(["fine", wrong])  # type: ignore[list-item]
+        assert isinstance(caught.value, TypeError)
+        assert caught.value.positions == (1,)
+
+
+@pytest.mark.parametrize("wrong", ["one text", b"bytes", None, 7])
+def test_what_is_no_list_is_refused(wrong: object, embedder: Embedder) -> None:
+    with pytest.raises(TextTypeError, match=r"\[text\]"):
+        embedder.encode_document(wrong)  # type: ignore[arg-type]
+
+
+def test_any_iterable_of_texts_will_do(embedder: Embedder) -> None:
+    expected = embedder.encode_document(["a", "b"])
+    for texts in (("a", "b"), iter(["a", "b"]), np.array(["a", "b"]), {"a": 1, "b": 2}):
+        np.testing.assert_allclose(embedder.encode_document(texts), expected, atol=2e-6)
+
+
+def test_a_lone_surrogate_is_named_by_position(embedder: Embedder) -> None:
+    with pytest.raises(TextEncodingError, match=r"texts\[2\]") as caught:
+        embedder.encode_document(["a", "🙂", "torn \ud83d"])
+    assert isinstance(caught.value, ValueError)
+
+
+def test_queries_carry_the_template_byte_for_byte(embedder: Embedder, texts: list[str]) -> None:
+    for task in ("web_search", "code"):
+        literal = [f"Instruct: {TASKS[task].instruction}\nQuery:{text}" for text in texts]
+        queries = embedder.with_task(task).encode_query(texts)
+        np.testing.assert_allclose(queries, embedder.encode_document(literal), atol=2e-6)
+
+
+def test_documents_are_bare_but_in_symmetric_tasks(embedder: Embedder) -> None:
+    query, document = (f(["text"]) for f in (embedder.encode_query, embedder.encode_document))
+    assert np.abs(query - document).max() > 1e-3
+    similar = embedder.with_task("similarity")
+    np.testing.assert_array_equal(similar.encode_query(["text"]), similar.encode_document(["text"]))
+
+
+def test_instructions_in_free_text(embedder: Embedder) -> None:
+    def literal(text: str) -> np.ndarray:
+        return embedder.encode_document([text])
+
+    own = embedder.with_task("similarity", query_instruction="Find the recipe")
+    np.testing.assert_array_equal(
+        own.encode_query(["x"]), literal(instruct("Find the recipe", "x"))
+    )
+    np.testing.assert_array_equal(own.encode_document(["x"]), literal("x"))
+    bare = embedder.with_task(query_instruction="")
+    np.testing.assert_array_equal(bare.encode_query(["x"]), literal("x"))
+    sides = embedder.with_task(document_instruction="Name the dish")
+    np.testing.assert_array_equal(
+        sides.encode_document(["x"]), literal(instruct("Name the dish", "x"))
+    )
+    symmetric = embedder.with_task(Task("mine", "Match recipes", symmetric=True))
+    np.testing.assert_array_equal(
+        symmetric.encode_document(["x"]), literal("Instruct: Match recipes\nQuery:x")
+    )
+
+
+def test_wrong_arguments_say_the_way_out(checkpoint: str) -> None:
+    with pytest.raises(UnknownTaskError, match="web_search"):
+        Embedder(checkpoint, task="websearch")
+    for size in (0, 31, -5, 1025, 64.5, True, "64"):
+        with pytest.raises(DimensionsError, match="32 to 1024"):
+            Embedder("Qwen/Qwen3-Embedding-0.6B", dimensions=size)  # type: ignore[arg-type]
+    with pytest.raises(DimensionsError, match="32 to 128"):
+        Embedder(checkpoint, dtype="float32", dimensions=256).encode_document(["x"])
+    with pytest.raises(ConfigurationError, match="truncate"):
+        Embedder(checkpoint, overflow="cut")
+    with pytest.raises(ConfigurationError, match="bfloat16"):
+        Embedder(checkpoint, dtype="float16")
+    with pytest.raises(ConfigurationError, match="reference"):
+        Embedder(checkpoint, engine="onnx")
+    with pytest.raises(ConfigurationError, match="base_url"):
+        Embedder(checkpoint, engine="server")
+    with pytest.raises(ConfigurationError, match="contradict"):
+        Embedder(checkpoint, engine="vllm", base_url="http://localhost:8000")
+    with pytest.raises(ConfigurationError, match="batch_size"):
+        Embedder(checkpoint, batch_size=0)
+    with pytest.raises(ConfigurationError, match="not a URL"):
+        Embedder(base_url="localhost:8000")
+    for wrong, said in (
+        ({"engine_kwargs": {"max_num_seqs": 1}}, "engine_kwargs"),
+        ({"base_url": "http://user:hunter2@localhost"}, "default_headers"),
+        ({"verify": "/no/such/ca.pem"}, "/no/such/ca.pem"),
+        ({"api_key": "käse"}, "api_key"),
+        ({"max_retries": -1}, "max_retries"),
+        ({"max_concurrency": 0}, "max_concurrency"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": float("nan")}, "timeout"),
+    ):
+        with pytest.raises(ConfigurationError, match=said) as caught:
+            Embedder(**{"base_url": "http://localhost:8000", **wrong})  # type: ignore[arg-type]
+        assert "hunter2" not in str(caught.value)
+        assert "käse" not in str(caught.value)
+
+
+def test_the_environment_fills_in(monkeypatch: pytest.MonkeyPatch, checkpoint: str) -> None:
+    monkeypatch.setenv("QWEN3_EMBEDDINGS_BASE_URL", "http://localhost:8000")
+    monkeypatch.setenv("QWEN3_EMBEDDINGS_MODEL", "served")
+    monkeypatch.setenv("QWEN3_EMBEDDINGS_API_KEY", "from-the-environment")
+    embedder = Embedder()
+    assert (embedder.engine, embedder.model) == ("server", "served")
+    assert embedder._lease.engine._client.headers["authorization"] == "Bearer from-the-environment"  # type: ignore[attr-defined]
+    assert Embedder(checkpoint, engine="reference").engine == "reference"
+
+
+def test_batch_size_changes_no_vector(
+    checkpoint: str, texts: list[str], embedder: Embedder
+) -> None:
+    expected = embedder.encode_document(texts)
+    for size in (1, 7, 1000):
+        sized = Embedder(checkpoint, dtype="float32", batch_size=size)
+        np.testing.assert_allclose(sized.encode_document(texts), expected, atol=2e-6)
+
+
+def test_progress_counts_every_text(embedder: Embedder, capsys: pytest.CaptureFixture[str]) -> None:
+    embedder.encode_document(["a"] * 600, show_progress=True)
+    assert "600/600" in capsys.readouterr().err
+
+
+def test_a_mean_weighs_pieces_by_their_tokens(checkpoint: str, embedder: Embedder) -> None:
+    text = "x y " * 2000
+    averaged = Embedder(checkpoint, dtype="float32", overflow="mean").encode_document(["a", text])
+    from qwen3_embeddings import background
+
+    engine = embedder._lease.engine
+    ids = background.run(engine.tokenize([text]))[0]
+    body, end = ids[:-1], ids[-1]
+    pieces = [[*body[i : i + 2047], end] for i in range(0, len(body), 2047)]
+    rows = background.run(engine.embed(pieces, None, False))
+    weights = [len(piece) - 1 for piece in pieces]
+    mean = np.average(rows, axis=0, weights=weights)
+    np.testing.assert_allclose(averaged[1], mean / np.linalg.norm(mean), atol=1e-5)
+    assert len(pieces) > 1
+
+
+def test_truncation_keeps_instruction_and_end_token(checkpoint: str, embedder: Embedder) -> None:
+    text = "x y " * 2000
+    cut = Embedder(checkpoint, dtype="float32", overflow="truncate").encode_query([text])
+    from qwen3_embeddings import background
+
+    engine = embedder._lease.engine
+    prompt = instruct(TASKS["web_search"].instruction, text)
+    ids = background.run(engine.tokenize([prompt]))[0]
+    row = background.run(engine.embed([[*ids[:2047], ids[-1]]], None, False))
+    np.testing.assert_allclose(cut, row, atol=2e-6)
+
+
+def test_fingerprints(checkpoint: str) -> None:
+    plain = Embedder(checkpoint)
+    fingerprints = {
+        name: embedder.fingerprint("query")
+        for name, embedder in {
+            "plain": plain,
+            "task": plain.with_task("code"),
+            "instruction": plain.with_task(query_instruction="Find"),
+            "size": Embedder(checkpoint, dimensions=64),
+            "dtype": Embedder(checkpoint, dtype="float32"),
+            "overflow": Embedder(checkpoint, overflow="mean"),
+            "quantised": Embedder(checkpoint, engine_kwargs={"quantization": "fp8"}),
+            "model": Embedder("Qwen/Qwen3-Embedding-4B"),
+        }.items()
+    }
+    assert len(set(fingerprints.values())) == len(fingerprints)
+    assert plain.fingerprint("document") != plain.fingerprint("query")
+    assert plain.fingerprint("document") == plain.with_task("code").fingerprint("document")
+    same = Embedder(checkpoint, engine="reference", batch_size=3)
+    assert same.fingerprint("query") == plain.fingerprint("query")
+    faster = Embedder(checkpoint, engine_kwargs={"max_num_seqs": 8})
+    assert faster.fingerprint("query") == plain.fingerprint("query")
+    with pytest.raises(ConfigurationError, match="role"):
+        plain.fingerprint("passage")  # type: ignore[arg-type]
+
+
+def test_a_fingerprint_follows_the_checkpoint_not_its_path(tmp_path: object) -> None:
+    from pathlib import Path
+
+    from qwen3_embeddings.testing import write_checkpoint
+
+    folder = Path(str(tmp_path))
+    one, twin = (write_checkpoint(folder / name / "model") for name in ("a", "b"))
+    other = write_checkpoint(folder / "c" / "model", seed=1)
+    prints = [Embedder(str(path)).fingerprint("document") for path in (one, twin, other)]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_pickles_and_copies(checkpoint: str, embedder: Embedder) -> None:
+    custom = Embedder(checkpoint, dtype="float32", dimensions=64).with_task(Task("mine", "Find it"))
+    expected = custom.encode_query(["x"])
+    for twin in (pickle.loads(pickle.dumps(custom)), copy.copy(custom), copy.deepcopy(custom)):
+        assert twin.fingerprint("query") == custom.fingerprint("query")
+        np.testing.assert_allclose(twin.encode_query(["x"]), expected, atol=2e-6)
+
+
+def test_a_pickle_is_the_same_model_in_another_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pickled = pickle.dumps(Embedder())
+    monkeypatch.setenv("QWEN3_EMBEDDINGS_BASE_URL", "http://localhost:8000")
+    monkeypatch.setenv("QWEN3_EMBEDDINGS_MODEL", "another")
+    twin = pickle.loads(pickled)
+    assert (twin.engine, twin.model) == ("vllm", "Qwen/Qwen3-Embedding-0.6B")
+
+
+def test_a_key_is_never_shown_or_pickled() -> None:
+    key = "sk-very-secret"
+    embedder = Embedder(base_url="http://localhost:1/v1", api_key=key)
+    shown = [repr(embedder), str(embedder), repr(vars(embedder)), str(pickle.dumps(embedder))]
+    shown += [repr(vars(embedder._lease)), repr(vars(embedder._lease.engine)), embedder._lease._key]
+    assert not [text for text in shown if key in text]
+
+
+def test_truncating_commutes_with_asking_for_a_size(checkpoint: str, embedder: Embedder) -> None:
+    sized = Embedder(checkpoint, dtype="float32", dimensions=64).encode_document(["a", "b"])
+    cut = truncate(embedder.encode_document(["a", "b"]), 64)
+    np.testing.assert_allclose(sized, cut, atol=2e-6)

@@ -1,0 +1,502 @@
+"""The client against a real vLLM server, and against answers a real one won't give on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import respx
+
+from conftest import RunningServer, free_port, start_vllm_server, wait_until_healthy
+from qwen3_embeddings import (
+    AuthenticationError,
+    ConfigurationError,
+    DimensionsError,
+    Embedder,
+    EngineClosedError,
+    InvalidVectorError,
+    ModelNotFoundError,
+    ServerBusyError,
+    ServerConnectionError,
+    ServerRefusedError,
+    ServerResponseError,
+    ServerTimeoutError,
+    TextTooLongError,
+    truncate,
+)
+
+# A real server.
+
+
+def connect(server: RunningServer, **arguments: Any) -> Embedder:
+    return Embedder(**{"base_url": server.base_url, "api_key": server.api_key} | arguments)
+
+
+def test_what_is_learned(server: RunningServer, remote: Embedder) -> None:
+    served = remote.start()
+    assert (served.engine, served.model) == ("server", "tiny")
+    assert (served.dimensions, served.native, served.context) == (128, 128, 2048)
+    assert remote._lease.engine._wire == "bytes_only"  # type: ignore[attr-defined]
+
+
+def test_the_path_of_the_weights_names_the_model_too(
+    server: RunningServer, checkpoint: str
+) -> None:
+    assert connect(server, model=checkpoint).start().model == "tiny"
+
+
+def test_errors_of_a_real_server_say_the_way_out(server: RunningServer) -> None:
+    with pytest.raises(AuthenticationError, match="QWEN3_EMBEDDINGS_API_KEY"):
+        connect(server, api_key="wrong").encode_query(["x"])
+    with pytest.raises(ModelNotFoundError, match="'tiny'"):
+        connect(server, model="other").encode_query(["x"])
+    with pytest.raises(ServerConnectionError, match="base_url"):
+        Embedder(base_url=f"http://127.0.0.1:{free_port()}", max_retries=0).encode_query(["x"])
+    with pytest.raises(ServerResponseError, match="/v1"):
+        connect(server, base_url=server.base_url + "/chat").encode_query(["x"])
+    with pytest.raises(DimensionsError, match="32 to 128"):
+        connect(server, dimensions=512).encode_query(["x"])
+
+
+def test_an_over_long_text_is_named(remote: Embedder) -> None:
+    with pytest.raises(TextTooLongError) as caught:
+        remote.encode_document(["fine"] * 100 + ["long " * 3000])
+    assert caught.value.positions == (100,)
+
+
+def test_threads_and_coroutines_at_once(remote: Embedder) -> None:
+    expected = remote.encode_query([f"text {i}" for i in range(200)])
+    with ThreadPoolExecutor(32) as pool:
+        rows = list(pool.map(lambda i: remote.encode_query([f"text {i}"])[0], range(32)))
+    np.testing.assert_allclose(rows, expected[:32], atol=2e-6)
+
+    async def burst() -> np.ndarray:
+        calls = (remote.aencode_query([f"text {i}"]) for i in range(200))
+        return np.concatenate(await asyncio.gather(*calls))
+
+    for _ in range(5):
+        np.testing.assert_allclose(asyncio.run(burst()), expected, atol=2e-6)
+
+
+@pytest.fixture(scope="module")
+def plain_server(
+    checkpoint: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    """A real server started without is_matryoshka: it refuses `dimensions`, even its own size."""
+    log = tmp_path_factory.mktemp("plain-server") / "log"
+    running = RunningServer(f"http://127.0.0.1:{free_port()}/v1", "open-sesame", "plain")
+    process = start_vllm_server(checkpoint, running, log, "--hf-overrides", "{}")
+    try:
+        wait_until_healthy(running.base_url.removesuffix("/v1"), process, log)
+        yield running
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def test_sizes_without_is_matryoshka(
+    plain_server: RunningServer, reference: Embedder, texts: list[str]
+) -> None:
+    embedder = connect(plain_server, dimensions=64)
+    expected = truncate(reference.encode_document(texts), 64)
+    cosines = (embedder.encode_document(texts) * expected).sum(axis=1)
+    assert np.abs(cosines - 1).max() <= 1e-6
+    assert not embedder._lease.engine._cuts_itself  # type: ignore[attr-defined]
+    assert connect(plain_server, dimensions=128).encode_query(["x"]).shape == (1, 128)
+
+
+# Answers made up here.
+
+URL = "http://embeddings.test/v1"
+Answer = Callable[[dict[str, Any]], httpx.Response]
+
+
+class FakeServer:
+    """Routes of an OpenAI-compatible server whose embeddings route a test replaces."""
+
+    def __init__(self, router: respx.MockRouter) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.answer: Answer = self.floats
+        listing = {"data": [{"id": "fake", "max_model_len": 512}]}
+        router.get(f"{URL}/models").respond(json=listing)
+        router.post(f"{URL}/embeddings").mock(side_effect=self._embeddings)
+        self.router = router
+
+    def _embeddings(self, request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        self.bodies.append(body)
+        return self.answer(body)
+
+    @staticmethod
+    def vector(text: str, size: int = 64) -> list[float]:
+        row = np.random.default_rng(list(text.encode()) or [0]).standard_normal(size)
+        return [float(x) for x in (row / np.linalg.norm(row)).astype(np.float32)]
+
+    @classmethod
+    def floats(cls, body: dict[str, Any]) -> httpx.Response:
+        rows = [cls.vector(text) for text in body["input"]]
+        return cls.data([{"index": i, "embedding": row} for i, row in enumerate(rows)])
+
+    @staticmethod
+    def data(items: list[Any]) -> httpx.Response:
+        return httpx.Response(200, content=json.dumps({"object": "list", "data": items}))
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeServer]:
+    with respx.mock(assert_all_called=False) as router:
+        yield FakeServer(router)
+
+
+def embedder_of(fake: FakeServer, **arguments: Any) -> Embedder:
+    """A started embedder: its probe was answered in plain floats."""
+    made = Embedder(**{"base_url": URL, "timeout": 5, "max_retries": 2} | arguments)
+    made.start()
+    fake.bodies.clear()
+    return made
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """Engines of made-up servers must not be shared between tests."""
+    yield
+    from qwen3_embeddings import background
+    from qwen3_embeddings.engines import shared
+
+    for key in [key for key in shared._engines if URL in key]:
+        background.run(shared._engines.pop(key).close())
+        del shared._leases[key]
+
+
+def refuse(status: int, message: str, **headers: str) -> httpx.Response:
+    body = {"error": {"message": message, "type": "BadRequestError"}}
+    return httpx.Response(status, json=body, headers=headers)
+
+
+def test_each_wire_gives_the_same_vectors(fake: FakeServer) -> None:
+    texts = ["a", "b", "c"]
+    expected = np.array([fake.vector(text) for text in texts])
+
+    def packed(body: dict[str, Any]) -> httpx.Response:
+        rows = [np.array(fake.vector(text), dtype="<f4").tobytes() for text in body["input"]]
+        if body["encoding_format"] == "bytes_only":
+            headers = {"content-type": "application/octet-stream"}
+            return httpx.Response(200, content=b"".join(rows), headers=headers)
+        cells = [base64.b64encode(row).decode() for row in rows]
+        return fake.data([{"index": i, "embedding": cell} for i, cell in enumerate(cells)])
+
+    def only_base64(body: dict[str, Any]) -> httpx.Response:
+        if body["encoding_format"] == "bytes_only":
+            return refuse(400, "encoding_format: Input should be 'float' or 'base64'")
+        return packed(body)
+
+    def only_floats(body: dict[str, Any]) -> httpx.Response:
+        if body["encoding_format"] != "float":
+            return httpx.Response(422, json={"detail": "encoding_format not supported"})
+        return fake.floats(body)
+
+    for answer, wire in ((packed, "bytes_only"), (only_base64, "base64"), (only_floats, "float")):
+        fake.answer = answer
+        embedder = embedder_of(fake, default_headers={"x-test": wire})
+        np.testing.assert_allclose(embedder.encode_document(texts), expected, atol=1e-6)
+        assert embedder._lease.engine._wire == wire  # type: ignore[attr-defined]
+        assert [body["encoding_format"] for body in fake.bodies] == [wire], "learned once"
+
+
+@pytest.mark.parametrize(
+    "wording",
+    [
+        'Model "m" does not support matryoshka representation, changing output dimensions will…',
+        "Model does not support Matryoshka embeddings. Please set `is_matryoshka`",
+        "dimensions is currently not supported",
+    ],
+)
+def test_a_refused_size_is_cut_here(fake: FakeServer, wording: str) -> None:
+    fake.answer = lambda body: refuse(400, wording) if "dimensions" in body else fake.floats(body)
+    rows = embedder_of(fake, dimensions=32).encode_document(["a"])
+    np.testing.assert_allclose(rows, truncate([fake.vector("a")], 32), atol=1e-6)
+    assert ["dimensions" in body for body in fake.bodies] == [True, False]
+
+
+def test_an_ignored_size_is_cut_here(fake: FakeServer) -> None:
+    embedder = embedder_of(fake, dimensions=32)
+    expected = truncate([fake.vector("a")], 32)
+    for _ in range(2):
+        np.testing.assert_allclose(embedder.encode_document(["a"]), expected, atol=1e-6)
+    assert ["dimensions" in body for body in fake.bodies] == [True, False]
+
+
+def test_shuffled_rows_are_put_in_order(fake: FakeServer) -> None:
+    embedder = embedder_of(fake)
+    fake.answer = lambda body: fake.data(json.loads(fake.floats(body).content)["data"][::-1])
+    expected = [fake.vector(text) for text in "abcd"]
+    np.testing.assert_allclose(embedder.encode_document(list("abcd")), expected, atol=1e-6)
+
+
+def test_vectors_are_brought_to_unit_length(fake: FakeServer) -> None:
+    def long(body: dict[str, Any]) -> httpx.Response:
+        return fake.data(
+            [
+                {"index": i, "embedding": [7 * x for x in fake.vector(text)]}
+                for i, text in enumerate(body["input"])
+            ]
+        )
+
+    fake.answer = long
+    rows = embedder_of(fake).encode_document(["a"])
+    np.testing.assert_allclose(rows, [fake.vector("a")], atol=1e-6)
+
+
+NONSENSE: list[tuple[str, bytes, str]] = [
+    ("html", b"<html>It works!</html>", "text/html"),
+    ("empty", b"", "application/json"),
+    ("no data", b'{"object": "list"}', "application/json"),
+    ("a list", b"[1, 2]", "application/json"),
+    ("too few rows", b'{"data": [{"index": 0, "embedding": [1, 0]}]}', "application/json"),
+    (
+        "an index twice",
+        b'{"data": [{"index": 0, "embedding": [1]}, {"index": 0, "embedding": [1]}]}',
+        "application/json",
+    ),
+    (
+        "ragged rows",
+        b'{"data": [{"index": 0, "embedding": [1]}, {"index": 1, "embedding": [1, 0]}]}',
+        "application/json",
+    ),
+    (
+        "a vector a token",
+        b'{"data": [{"index": 0, "embedding": [[1]]}, {"index": 1, "embedding": [[1]]}]}',
+        "application/json",
+    ),
+    (
+        "no base64",
+        b'{"data": [{"index": 0, "embedding": "?"}, {"index": 1, "embedding": "?"}]}',
+        "application/json",
+    ),
+    ("torn bytes", b"\0" * 13, "application/octet-stream"),
+    ("no bytes", b"", "application/octet-stream"),
+    ("another size", b"\1" * 16, "application/octet-stream"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "kind"), NONSENSE, ids=[n[0] for n in NONSENSE])
+def test_nonsense_is_a_typed_error(fake: FakeServer, name: str, content: bytes, kind: str) -> None:
+    embedder = embedder_of(fake)
+    headers = {"content-type": kind}
+    fake.answer = lambda _: httpx.Response(200, content=content, headers=headers)
+    with pytest.raises((ServerResponseError, DimensionsError)):
+        embedder.encode_document(["a", "b"])
+
+
+@pytest.mark.parametrize("bad", ["NaN", "Infinity", "-Infinity", "null"])
+def test_no_nan_is_passed_on(fake: FakeServer, bad: str) -> None:
+    embedder = embedder_of(fake)
+
+    def answer(body: dict[str, Any]) -> httpx.Response:
+        cells = [f"[{', '.join(map(str, fake.vector(text)))}]" for text in body["input"]]
+        cells[1] = f"[{', '.join([bad] * 64)}]"
+        items = ", ".join(f'{{"index": {i}, "embedding": {c}}}' for i, c in enumerate(cells))
+        return httpx.Response(200, content=f'{{"data": [{items}]}}')
+
+    fake.answer = answer
+    with pytest.raises(InvalidVectorError) as caught:
+        embedder.encode_document(["a", "b", "c"])
+    assert caught.value.positions == (1,)
+
+
+def test_what_may_pass_is_tried_again(fake: FakeServer) -> None:
+    embedder = embedder_of(fake)
+    trouble = [refuse(429, "slow down", **{"Retry-After": "0.2"}), refuse(503, "loading")]
+    fake.answer = lambda body: trouble.pop() if trouble else fake.floats(body)
+    start = time.monotonic()
+    np.testing.assert_allclose(embedder.encode_document(["a"]), [fake.vector("a")], atol=1e-6)
+    assert time.monotonic() - start >= 0.2
+    assert len(fake.bodies) == 3
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_retries_end(fake: FakeServer, status: int) -> None:
+    embedder = embedder_of(fake, max_retries=1)
+    fake.answer = lambda _: refuse(status, "no", **{"Retry-After": "0"})
+    with pytest.raises(ServerBusyError) as caught:
+        embedder.encode_document(["a"])
+    assert caught.value.status == status
+    assert len(fake.bodies) == 2
+
+
+@pytest.mark.parametrize("status", [400, 402, 409, 422])
+def test_what_cannot_pass_is_not_tried_again(fake: FakeServer, status: int) -> None:
+    embedder = embedder_of(fake)
+    fake.answer = lambda _: refuse(status, "never")
+    with pytest.raises(ServerRefusedError, match="never"):
+        embedder.encode_document(["a"])
+    assert len(fake.bodies) <= 2
+
+
+def test_timeouts_and_broken_connections(fake: FakeServer) -> None:
+    embedder = embedder_of(fake, max_retries=1)
+    for fault, error in (
+        (httpx.ReadTimeout("slow"), ServerTimeoutError),
+        (httpx.ConnectError("gone"), ServerConnectionError),
+        (httpx.RemoteProtocolError("cut off"), ServerConnectionError),
+    ):
+
+        def fail(_: dict[str, Any], fault: Exception = fault) -> httpx.Response:
+            raise fault
+
+        fake.answer = fail
+        with pytest.raises(error):
+            embedder.encode_document(["a"])
+    assert len(fake.bodies) == 6
+
+
+def test_a_key_does_not_follow_a_redirect(fake: FakeServer) -> None:
+    embedder = embedder_of(fake, api_key="sk-stay")
+    other = fake.router.post("http://elsewhere.test/v1/embeddings").respond(json={})
+    location = {"Location": "http://elsewhere.test/v1/embeddings"}
+    fake.answer = lambda _: httpx.Response(307, headers=location)
+    with pytest.raises(ServerResponseError, match="redirects are not followed"):
+        embedder.encode_document(["a"])
+    assert not other.called
+
+
+def test_headers_and_key_are_sent(fake: FakeServer) -> None:
+    embedder_of(fake, api_key="sk-1", default_headers={"X-Tenant": "blue"}).encode_query(["a"])
+    request = fake.router.calls.last.request
+    assert request.headers["authorization"] == "Bearer sk-1"
+    assert request.headers["x-tenant"] == "blue"
+
+
+def test_two_served_models_must_be_told_apart(fake: FakeServer) -> None:
+    fake.router.get(f"{URL}/models").respond(json={"data": [{"id": "one"}, {"id": "two"}]})
+    with pytest.raises(ModelNotFoundError, match="'one', 'two'"):
+        Embedder(base_url=URL).start()
+    assert Embedder(base_url=URL, model="two").start().model == "two"
+
+
+def test_a_server_without_a_model_list(fake: FakeServer) -> None:
+    fake.router.get(f"{URL}/models").respond(404)
+    assert Embedder(base_url=URL, model="given").start().model == "given"
+
+
+def test_a_default_size_is_kept_and_cannot_be_exceeded(fake: FakeServer) -> None:
+    listing = {"data": [{"id": "m", "root": "Qwen/Qwen3-Embedding-0.6B"}]}
+    fake.router.get(f"{URL}/models").respond(json=listing)
+    assert embedder_of(fake).encode_query(["a"]).shape == (1, 64)
+    with pytest.raises(DimensionsError, match="64"):
+        embedder_of(fake, dimensions=1024).encode_query(["a"])
+
+
+def test_single_queries_share_requests(fake: FakeServer) -> None:
+    embedder = embedder_of(fake)
+    texts = [f"query {i}" for i in range(60)]
+
+    async def burst() -> list[np.ndarray]:
+        return await asyncio.gather(*(embedder.aencode_query([text]) for text in texts))
+
+    rows = np.concatenate(asyncio.run(burst()))
+    prompts = [text for body in fake.bodies for text in body["input"]]
+    expected = [fake.vector(embedder.task.instruction and prompt) for prompt in sorted(prompts)]
+    order = sorted(range(60), key=lambda i: f"query {i}")
+    np.testing.assert_allclose(rows[order], expected, atol=1e-6)
+    assert len(fake.bodies) <= 10, "60 single queries took as many requests"
+
+
+def test_a_refused_text_costs_no_other_caller(fake: FakeServer) -> None:
+    embedder = embedder_of(fake)
+
+    def answer(body: dict[str, Any]) -> httpx.Response:
+        if any("poison" in text for text in body["input"]):
+            return refuse(400, "this text is not allowed")
+        return fake.floats(body)
+
+    fake.answer = answer
+
+    async def burst() -> list[Any]:
+        texts = ["a", "poison", "b"]
+        calls = (embedder.aencode_document([text]) for text in texts)
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    first, refused, last = asyncio.run(burst())
+    assert isinstance(refused, ServerRefusedError)
+    np.testing.assert_allclose([first[0], last[0]], [fake.vector("a"), fake.vector("b")], atol=1e-6)
+
+
+def test_a_too_long_text_is_found_by_a_server_without_tokenize(fake: FakeServer) -> None:
+    fake.router.post("http://embeddings.test/tokenize").respond(404)
+    embedder = embedder_of(fake)
+
+    def answer(body: dict[str, Any]) -> httpx.Response:
+        if any(len(text) > 600 for text in body["input"]):
+            return refuse(400, "This model's maximum context length is 512 tokens.")
+        return fake.floats(body)
+
+    fake.answer = answer
+    with pytest.raises(TextTooLongError) as caught:
+        embedder.encode_document(["a", "b", "c" * 700, "d"])
+    assert caught.value.positions == (2,)
+    with pytest.raises(ConfigurationError, match="/tokenize"):
+        embedder_of(fake, overflow="mean").encode_document(["c" * 700])
+
+
+def test_requests_stay_within_texts_and_concurrency(fake: FakeServer) -> None:
+    embedder = embedder_of(fake, batch_size=8, max_concurrency=3)
+    under_way, most = 0, 0
+    lock = threading.Lock()
+
+    async def slow(request: httpx.Request) -> httpx.Response:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        await asyncio.sleep(0.02)
+        with lock:
+            under_way -= 1
+        fake.bodies.append(json.loads(request.content))
+        return fake.floats(fake.bodies[-1])
+
+    fake.router.post(f"{URL}/embeddings").mock(side_effect=slow)
+    texts = [f"text {i}" for i in range(100)]
+    expected = [fake.vector(text) for text in texts]
+    np.testing.assert_allclose(embedder.encode_document(texts), expected, atol=1e-6)
+    assert most == 3
+    assert max(len(body["input"]) for body in fake.bodies) == 8
+
+
+def test_close_fails_what_waits(fake: FakeServer) -> None:
+    embedder = embedder_of(fake)
+    begun = threading.Event()
+
+    async def never(_: httpx.Request) -> httpx.Response:
+        begun.set()
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    fake.router.post(f"{URL}/embeddings").mock(side_effect=never)
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(embedder.encode_document, [text]) for text in ("a", "b")]
+        assert begun.wait(5)
+        embedder.close()
+        for call in calls:
+            with pytest.raises(EngineClosedError):
+                call.result(timeout=5)
+    with pytest.raises(EngineClosedError):
+        embedder.encode_document(["late"])
+
+
+async def test_cancelling_one_caller_lets_the_others_go_on(fake: FakeServer) -> None:
+    embedder = embedder_of(fake)
+    first, second = (asyncio.create_task(embedder.aencode_document([t])) for t in ("a", "b"))
+    await asyncio.sleep(0)
+    first.cancel()
+    np.testing.assert_allclose(await second, [fake.vector("b")], atol=1e-6)
+    assert first.cancelled() or first.done()

@@ -1,0 +1,269 @@
+"""The in-process engine under everything users do to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen3_embeddings import (
+    ConfigurationError,
+    Embedder,
+    EngineClosedError,
+    EngineDeadError,
+    EngineStartError,
+    TextTooLongError,
+    UnknownModelError,
+)
+from qwen3_embeddings.engines.vllm import VLLMEngine
+
+
+def engine_of(embedder: Embedder) -> VLLMEngine:
+    engine = embedder._lease.engine
+    assert isinstance(engine, VLLMEngine)
+    return engine
+
+
+def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a fresh interpreter; the test fails when it does not end in two minutes."""
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_32_threads_at_once(embedder: Embedder) -> None:
+    """Hazard 1: `vllm.LLM` hangs or aborts when two threads enter it."""
+    expected = embedder.encode_document([f"thread {i}" for i in range(32)])
+    barrier = threading.Barrier(32)
+
+    def work(i: int) -> np.ndarray:
+        barrier.wait()
+        return np.concatenate([embedder.encode_document([f"thread {i}"]) for _ in range(5)])
+
+    with ThreadPoolExecutor(32) as pool:
+        for i, rows in enumerate(pool.map(work, range(32))):
+            np.testing.assert_allclose(rows, np.tile(expected[i], (5, 1)), atol=2e-6)
+
+
+def test_200_coroutines_through_five_event_loops(embedder: Embedder) -> None:
+    expected = embedder.encode_query([f"coroutine {i}" for i in range(200)])
+
+    async def burst() -> np.ndarray:
+        calls = (embedder.aencode_query([f"coroutine {i}"]) for i in range(200))
+        return np.concatenate(await asyncio.gather(*calls))
+
+    for _ in range(5):
+        np.testing.assert_allclose(asyncio.run(burst()), expected, atol=2e-6)
+
+
+def test_equal_arguments_share_an_engine(checkpoint: str, embedder: Embedder) -> None:
+    assert engine_of(Embedder(checkpoint, dtype="float32", dimensions=64)) is engine_of(embedder)
+    assert engine_of(embedder.with_task("similarity")) is engine_of(embedder)
+
+
+def test_ctrl_c_leaves_the_engine_clean(checkpoint: str) -> None:
+    """Hazard 2: after Ctrl-C in `LLM.embed` the next call got the old texts' vectors."""
+    done = run_script(
+        """
+        import os, signal, sys, threading, time
+        import numpy as np
+        from qwen3_embeddings import Embedder
+        embedder = Embedder(sys.argv[1], dtype="float32")
+        expected = embedder.encode_document(["one", "two"])
+        for wait in (0.05, 0.2, 0.5):
+            threading.Timer(wait, os.kill, (os.getpid(), signal.SIGINT)).start()
+            try:
+                embedder.encode_document([f"interrupted {i} " * 100 for i in range(5000)])
+                raise SystemExit("the call was not interrupted")
+            except KeyboardInterrupt:
+                pass
+            start = time.monotonic()
+            again = embedder.encode_document(["one", "two"])
+            assert again.shape == (2, 128), again.shape
+            assert np.abs(again - expected).max() < 2e-6, "old vectors"
+            assert time.monotonic() - start < 10, "the old texts were still worked on"
+        print("clean")
+        """,
+        checkpoint,
+    )
+    assert (done.stdout.strip(), done.returncode) == ("clean", 0), done.stderr
+
+
+async def test_a_cancelled_task_drops_its_texts(embedder: Embedder) -> None:
+    expected = await embedder.aencode_document(["after"])
+    task = asyncio.create_task(embedder.aencode_document([f"{i} " * 200 for i in range(3000)]))
+    await asyncio.sleep(0.3)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    start = time.monotonic()
+    np.testing.assert_allclose(await embedder.aencode_document(["after"]), expected, atol=2e-6)
+    assert time.monotonic() - start < 10
+    thread = engine_of(embedder)._thread
+    assert thread is not None
+    assert not thread._jobs, "cancelled texts are still in the engine"
+
+
+def test_a_killed_process_leaves_nothing_behind(checkpoint: str, tmp_path: Path) -> None:
+    """Hazard 3: a killed parent left `VLLM::EngineCore` alive, holding its memory."""
+    script = """
+        import sys, time
+        from qwen3_embeddings import Embedder
+        embedder = Embedder(sys.argv[1], dtype="float32")
+        embedder.encode_document(["hello"])
+        print("ready", flush=True)
+        while True:
+            embedder.encode_document(["hello " * 100] * 100)
+        """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), checkpoint]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert _session_members(process.pid) == []
+
+
+def _session_members(session: int) -> list[int]:
+    members = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] != "Z":
+                members.append(int(entry.name))
+    return members
+
+
+def test_a_whole_float_is_a_size(checkpoint: str, embedder: Embedder) -> None:
+    """Hazard 4: `PoolingParams(dimensions=64.0)` hangs the engine."""
+    sized = Embedder(checkpoint, dtype="float32", dimensions=64.0)  # type: ignore[arg-type]
+    assert sized.encode_document(["hello"]).shape == (1, 64)
+
+
+def test_a_failed_text_leaves_the_engine_clean(embedder: Embedder) -> None:
+    expected = embedder.encode_document(["fine"])
+    with pytest.raises(TextTooLongError) as caught:
+        embedder.encode_document(["fine", "long " * 3000, "fine"])
+    assert caught.value.positions == (1,)
+    assert "overflow='truncate'" in str(caught.value)
+    np.testing.assert_allclose(embedder.encode_document(["fine"]), expected, atol=2e-6)
+
+
+def test_the_longest_input_is_embedded(checkpoint: str, embedder: Embedder) -> None:
+    """At exactly the context vLLM once hung (vllm#29496)."""
+    engine = engine_of(embedder)
+
+    async def longest() -> str:
+        text = "x y " * 2047
+        ids = (await engine.tokenize([text]))[0]
+        assert len(ids) > 2048
+        letters = "".join("xy"[i % 2] + " " for i in range(2047))
+        while len((await engine.tokenize([letters]))[0]) > 2048:
+            letters = letters[:-1]
+        return letters
+
+    from qwen3_embeddings import background
+
+    text = background.run(longest())
+    assert len(background.run(engine.tokenize([text]))[0]) == 2048
+    assert embedder.encode_document([text]).shape == (1, 128)
+
+
+def test_a_dead_engine_is_said_and_replaced(checkpoint: str) -> None:
+    embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 128})
+    expected = embedder.encode_document(["before"])
+    thread = engine_of(embedder)._thread
+    assert thread is not None
+
+    def die(job: object) -> None:
+        raise MemoryError("as if the device were out of memory")
+
+    thread._collect = die  # type: ignore[method-assign]
+    with pytest.raises(EngineDeadError, match="MemoryError"):
+        embedder.encode_document(["dies"])
+    np.testing.assert_allclose(embedder.encode_document(["before"]), expected, atol=2e-6)
+    embedder.close()
+
+
+def test_closing_fails_what_waits_and_frees_the_thread(checkpoint: str) -> None:
+    embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 64})
+    embedder.start()
+    thread = engine_of(embedder)._thread
+    assert thread is not None
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(embedder.encode_document, ["slow " * 300] * 2000)
+        time.sleep(1)
+        embedder.close()
+        with pytest.raises(EngineClosedError):
+            call.result(timeout=30)
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    with pytest.raises(EngineClosedError, match="closed"):
+        embedder.encode_document(["late"])
+    embedder.close()
+
+
+def test_exit_in_silence_without_close(checkpoint: str) -> None:
+    done = run_script(
+        """
+        import sys
+        from qwen3_embeddings import Embedder
+        print(Embedder(sys.argv[1], dtype="float32").encode_document(["hello"]).shape)
+        """,
+        checkpoint,
+    )
+    assert (done.stdout, done.returncode) == ("(1, 128)\n", 0), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "leaked" not in done.stderr
+
+
+def test_random_states_survive_a_start(checkpoint: str) -> None:
+    """vLLM seeds Python, NumPy and torch when it starts in a process."""
+    np.random.seed(7)
+    expected = np.random.random()
+    np.random.seed(7)
+    with Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 32}) as embedder:
+        embedder.start()
+        assert np.random.random() == expected
+
+
+def test_what_cannot_start_says_why(checkpoint: str, tmp_path: Path) -> None:
+    with pytest.raises(UnknownModelError, match="config.json"):
+        Embedder(str(tmp_path / "nothing")).start()
+    with pytest.raises(ConfigurationError, match="EngineArgs"):
+        Embedder(checkpoint, engine_kwargs={"no_such_argument": 1}).start()
+    with pytest.raises(EngineStartError, match="kv_cache_memory_bytes"):
+        Embedder(checkpoint, engine_kwargs={"kv_cache_memory_bytes": 1 << 10}).start()
+
+
+def test_a_tokenizer_without_the_end_token_is_refused(checkpoint: str, tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    broken = Path(shutil.copytree(checkpoint, tmp_path / "broken"))
+    tokenizer = json.loads((broken / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = None
+    (broken / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UnknownModelError, match="does not append"):
+        Embedder(str(broken)).start()
+
+
+def test_nothing_starts_before_the_first_call(checkpoint: str) -> None:
+    embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 16})
+    assert engine_of(embedder)._thread is None
+    assert os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") is None

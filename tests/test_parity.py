@@ -1,0 +1,109 @@
+"""The same vectors on every road."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qwen3_embeddings import Embedder, truncate
+from qwen3_embeddings.matryoshka import Vectors
+
+ENGINES = ["embedder", "remote"]
+ROLES = ["query", "document"]
+
+
+def encode(embedder: Embedder, texts: list[str], role: str) -> Vectors:
+    return (embedder.encode_query if role == "query" else embedder.encode_document)(texts)
+
+
+def worst_cosine(one: Vectors, other: Vectors) -> float:
+    return float(np.abs((one.astype(np.float64) * other).sum(axis=1) - 1).max())
+
+
+def resized(request: pytest.FixtureRequest, engine: str, dimensions: int) -> Embedder:
+    """The session's engine under another size; equal arguments share it."""
+    if engine == "remote":
+        server = request.getfixturevalue("server")
+        return Embedder(base_url=server.base_url, api_key=server.api_key, dimensions=dimensions)
+    checkpoint = request.getfixturevalue("checkpoint")
+    return Embedder(checkpoint, dtype="float32", dimensions=dimensions)
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_equal_to_the_reference(
+    engine: str, role: str, texts: list[str], reference: Embedder, request: pytest.FixtureRequest
+) -> None:
+    vectors = encode(request.getfixturevalue(engine), texts, role)
+    expected = encode(reference, texts, role)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (len(texts), 128)
+    assert worst_cosine(vectors, expected) <= 1e-6
+    assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() <= 1e-5
+    first, second = (i for i, text in enumerate(texts) if text == "same text")
+    np.testing.assert_allclose(vectors[first], vectors[second], atol=1e-6)
+
+
+@pytest.mark.parametrize("dimensions", [32, 64, 100])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_smaller_sizes_equal_the_truncated_reference(
+    engine: str,
+    dimensions: int,
+    texts: list[str],
+    reference: Embedder,
+    request: pytest.FixtureRequest,
+) -> None:
+    embedder = resized(request, engine, dimensions)
+    for role in ROLES:
+        vectors = encode(embedder, texts, role)
+        expected = truncate(encode(reference, texts, role), dimensions)
+        assert vectors.shape == (len(texts), dimensions)
+        assert worst_cosine(vectors, expected) <= 1e-6
+        assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() <= 1e-5
+
+
+def test_texts_are_told_apart(texts: list[str], reference: Embedder) -> None:
+    """Parity means nothing when the checkpoint gives every text the same vector."""
+    vectors = reference.encode_document(texts[3:30])
+    similarities = vectors @ vectors.T - np.eye(len(vectors))
+    assert np.percentile(similarities, 90) < 0.9
+    queries = reference.encode_query(texts[3:30])
+    assert np.median((queries * vectors).sum(axis=1)) < 0.9
+
+
+def test_order_is_kept(embedder: Embedder, texts: list[str]) -> None:
+    forward = embedder.encode_document(texts)
+    backward = embedder.encode_document(texts[::-1])
+    np.testing.assert_allclose(backward[::-1], forward, atol=1e-6)
+
+
+def test_bfloat16(checkpoint: str, texts: list[str]) -> None:
+    with Embedder(checkpoint, dtype="bfloat16") as vllm:
+        vectors = vllm.encode_document(texts)
+    with Embedder(checkpoint, dtype="bfloat16", engine="reference") as plain:
+        expected = plain.encode_document(texts)
+    assert worst_cosine(vectors, expected) <= 1e-3
+
+
+@pytest.mark.parametrize("overflow", ["truncate", "mean"])
+@pytest.mark.parametrize("dimensions", [None, 64])
+def test_over_long_texts_are_equal_too(
+    overflow: str, dimensions: int | None, checkpoint: str, request: pytest.FixtureRequest
+) -> None:
+    server = request.getfixturevalue("server")
+    texts = ["short", "many words " * 600, "数据库" * 1500, "exact"]
+    roads = [
+        Embedder(checkpoint, dtype="float32", overflow=overflow, dimensions=dimensions),
+        Embedder(
+            base_url=server.base_url,
+            api_key=server.api_key,
+            overflow=overflow,
+            dimensions=dimensions,
+        ),
+    ]
+    yardstick = Embedder(checkpoint, dtype="float32", overflow=overflow, engine="reference")
+    for role in ROLES:
+        expected = encode(yardstick, texts, role)
+        for road in roads:
+            vectors = encode(road, texts, role)
+            assert worst_cosine(vectors, truncate(expected, dimensions or 128)) <= 1e-6
