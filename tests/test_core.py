@@ -83,6 +83,12 @@ def test_a_local_checkpoint_is_described_by_its_config(checkpoint: str, tmp_path
         describe("Qwen3-Embedding-0.6B")
 
 
+def test_no_model_runs_in_float16() -> None:
+    model = MODELS["Qwen/Qwen3-Embedding-8B"]
+    assert [model.precision(d) for d in ("auto", "float32")] == ["bfloat16", "float32"]
+    assert dataclasses.replace(model, stored="float16").precision("auto") == "float32"
+
+
 def test_the_template() -> None:
     assert instruct("Do it", " q\n") == "Instruct: Do it\nQuery: q\n"
     assert instruct("", " q\n") == " q\n"

@@ -39,6 +39,7 @@ class Model:
         vocabulary: rows of the embedding table.
         dimensions: native embedding size, the largest of the Matryoshka range.
         context: longest input in tokens, end token included.
+        stored: precision of the weights in the checkpoint.
     """
 
     name: str
@@ -50,6 +51,15 @@ class Model:
     vocabulary: int
     dimensions: int
     context: int
+    stored: str = "bfloat16"
+
+    def precision(self, dtype: str) -> str:
+        """The precision to run in: `dtype`, or for "auto" the stored one, but never float16.
+
+        Some texts overflow float16 to NaN (the 8B on texts that start with "import").
+        """
+        chosen = self.stored if dtype == "auto" else dtype
+        return "float32" if chosen == "float16" else chosen
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -116,6 +126,7 @@ def from_config(name: str, config: Mapping[str, Any]) -> Model:
         vocabulary=config["vocab_size"],
         dimensions=config["hidden_size"],
         context=min(config["max_position_embeddings"], 32768),
+        stored=config.get("dtype") or config.get("torch_dtype") or "bfloat16",
     )
 
 

@@ -82,7 +82,8 @@ class ReferenceEngine:
                 "pip install 'qwen3-embeddings[reference]'."
             ) from error
         keywords = dict(self.engine_kwargs)
-        keywords["model_kwargs"] = {"dtype": self.dtype} | keywords.get("model_kwargs", {})
+        dtype = models.describe(self.model).precision(self.dtype)
+        keywords["model_kwargs"] = {"dtype": dtype} | keywords.get("model_kwargs", {})
         try:
             encoder = SentenceTransformer(self.model, **keywords)
         except (OSError, ValueError) as error:

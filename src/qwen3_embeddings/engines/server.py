@@ -26,6 +26,7 @@ from qwen3_embeddings.errors import (
     ConfigurationError,
     DimensionsError,
     EngineClosedError,
+    MissingDependencyError,
     ModelNotFoundError,
     ServerBusyError,
     ServerConnectionError,
@@ -386,15 +387,19 @@ def _client(
     headers: Mapping[str, str] | None,
     verify: bool | str | ssl.SSLContext,
 ) -> httpx.AsyncClient:
-    import httpx
-
+    try:
+        import httpx
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"httpx cannot be imported ({error}). Run pip install 'qwen3-embeddings[server]'."
+        ) from error
     if isinstance(verify, str):
         try:
             verify = ssl.create_default_context(cafile=verify)
         except OSError as error:
             raise ConfigurationError(
-                f"verify={verify!r} cannot be read as a file of CA certificates ({error}). Pass the "
-                "path of a PEM file, or True for the system's."
+                f"verify={verify!r} cannot be read as CA certificates ({error}). Pass the path of "
+                "a PEM file, or True for the system's."
             ) from error
     sent = {"Authorization": f"Bearer {api_key.get_secret_value()}"} if api_key else {}
     if api_key and not api_key.get_secret_value().isascii():

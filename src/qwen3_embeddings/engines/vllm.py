@@ -362,6 +362,9 @@ def _defaults(model: models.Model, dtype: str) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
+    dtype = model.precision(dtype)
+    if dtype == "bfloat16" and not on_cpu and not current_platform.has_device_capability(80):
+        dtype = "float32"  # before Ampere vLLM would fall back to float16
     batched_tokens = 4096 if on_cpu else 32768
     arguments: dict[str, Any] = {
         "runner": "pooling",

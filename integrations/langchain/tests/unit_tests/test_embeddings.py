@@ -1,0 +1,264 @@
+"""What holds before any engine or server is there, and what goes over the wire."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import langchain_qwen3_embeddings
+import pytest
+import respx
+from langchain_core.embeddings import Embeddings
+from langchain_core.load import dumpd, dumps
+from langchain_qwen3_embeddings import Qwen3Embeddings
+from pydantic import ValidationError
+
+from qwen3_embeddings import (
+    TASKS,
+    ConfigurationError,
+    DimensionsError,
+    Embedder,
+    EngineClosedError,
+    Qwen3EmbeddingsError,
+    Task,
+    TextEncodingError,
+    TextTypeError,
+    UnknownTaskError,
+)
+
+URL = "http://embeddings.test/v1"
+KEY = "sesame-street-123"
+TEXTS = ["plain", "", "  outer \t", "def f():\n\treturn 1\n", "a<|endoftext|>b", "北京", "🙂", " "]
+
+
+def test_public_names() -> None:
+    assert langchain_qwen3_embeddings.__all__ == sorted(langchain_qwen3_embeddings.__all__)
+    assert all(hasattr(langchain_qwen3_embeddings, n) for n in langchain_qwen3_embeddings.__all__)
+
+
+def test_is_an_embeddings_with_its_own_async_methods() -> None:
+    assert issubclass(Qwen3Embeddings, Embeddings)
+    for name in ("embed_documents", "embed_query", "aembed_documents", "aembed_query"):
+        ours, theirs = getattr(Qwen3Embeddings, name), getattr(Embeddings, name)
+        assert ours is not theirs
+        assert [*inspect.signature(ours).parameters] == [*inspect.signature(theirs).parameters]
+
+
+def test_parameters_and_defaults_are_the_cores() -> None:
+    core = {n: p.default for n, p in inspect.signature(Embedder).parameters.items()}
+    core["chunk_size"] = core.pop("batch_size")
+    fields = Qwen3Embeddings.model_fields
+    ours = {n: f.default for n, f in fields.items() if n not in {"show_progress_bar", "api_key"}}
+    assert ours == {n: default for n, default in core.items() if n != "api_key"}
+    assert Qwen3Embeddings().api_key is None
+
+
+def test_construction_imports_and_starts_no_engine() -> None:
+    code = (
+        "import sys, langchain_qwen3_embeddings as p\n"
+        "p.Qwen3Embeddings().with_task('code'); p.Qwen3Embeddings(base_url='http://h/v1')\n"
+        "assert not {'vllm', 'sentence_transformers', 'langchain_openai'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Wrong arguments.
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "said"),
+    [
+        ({"dimensions": 16}, DimensionsError, "32 to 1024"),
+        ({"dimensions": 4096}, DimensionsError, "32 to 1024"),
+        ({"task": "serach"}, UnknownTaskError, "web_search"),
+        ({"dtype": "float16"}, ConfigurationError, "bfloat16"),
+        ({"overflow": "cut"}, ConfigurationError, "truncate"),
+        ({"engine": "onnx"}, ConfigurationError, "reference"),
+        ({"engine": "server"}, ConfigurationError, "base_url"),
+        ({"engine": "vllm", "base_url": URL}, ConfigurationError, "base_url"),
+        ({"base_url": "localhost"}, ConfigurationError, "http://"),
+        ({"base_url": URL, "engine_kwargs": {"zoom": 1}}, ConfigurationError, "zoom"),
+        ({"chunk_size": 0}, ConfigurationError, "1 up"),
+    ],
+)
+def test_wrong_values_raise_the_cores_errors_at_once(
+    settings: dict[str, Any], error: type[Qwen3EmbeddingsError], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        Qwen3Embeddings(**settings)
+
+
+def test_wrong_names_and_types_do_not_show_what_was_passed() -> None:
+    for settings in ({"apikey": KEY}, {"api_key": [KEY]}):
+        with pytest.raises(ValidationError, match=r"apikey|api_key") as caught:
+            Qwen3Embeddings(**settings)
+        assert KEY not in str(caught.value)
+
+
+def test_a_changed_setting_takes_effect_or_is_refused() -> None:
+    embeddings = Qwen3Embeddings(base_url=URL, api_key=KEY, model="tiny")
+    with pytest.raises(ValidationError, match="frozen"):
+        embeddings.dimensions = 64
+    small = embeddings.model_copy(update={"dimensions": 64})
+    assert small.fingerprint("query") != embeddings.model_copy().fingerprint("query")
+    assert small.api_key == embeddings.api_key
+    with pytest.raises(DimensionsError):
+        embeddings.model_copy(update={"dimensions": 1})
+
+
+@pytest.mark.parametrize("text", [None, b"bytes", 3])
+def test_texts_that_are_not_strings(text: Any) -> None:
+    embeddings = Qwen3Embeddings()
+    with pytest.raises(TextTypeError, match=r"texts\[1\]"):
+        embeddings.embed_documents(["right", text])
+    with pytest.raises(TextTypeError, match=r"texts\[0\]"):
+        embeddings.embed_query(text)
+
+
+async def test_texts_that_are_not_strings_in_coroutines() -> None:
+    embeddings = Qwen3Embeddings()
+    with pytest.raises(TextTypeError, match="not a list"):
+        await embeddings.aembed_documents("one string")  # type: ignore[arg-type]
+    with pytest.raises(TextEncodingError, match=r"texts\[0\]"):
+        await embeddings.aembed_query("half \ud83d")
+
+
+def test_closed() -> None:
+    with Qwen3Embeddings(base_url=URL) as embeddings:
+        sibling = embeddings.with_task("code")
+    embeddings.close()
+    for closed in (embeddings, sibling):
+        with pytest.raises(EngineClosedError):
+            closed.embed_query("late")
+
+
+async def test_closed_in_coroutines() -> None:
+    async with Qwen3Embeddings(base_url=URL) as embeddings:
+        pass
+    with pytest.raises(EngineClosedError):
+        await embeddings.aembed_documents(["late"])
+
+
+# Copies, pickles and secrets.
+
+
+def test_with_task_changes_the_task_only() -> None:
+    embeddings = Qwen3Embeddings(dimensions=64)
+    code = embeddings.with_task("code")
+    assert (code.task, code.dimensions, embeddings.task) == ("code", 64, "web_search")
+    assert code.fingerprint("query") != embeddings.fingerprint("query")
+    assert code.fingerprint("document") == embeddings.fingerprint("document")
+    free = embeddings.with_task(query_instruction=TASKS["code"].instruction)
+    assert free.fingerprint("query") == code.fingerprint("query")
+    with pytest.raises(UnknownTaskError):
+        embeddings.with_task("serach")
+
+
+def test_a_symmetric_task_has_one_fingerprint() -> None:
+    embeddings = Qwen3Embeddings(task="similarity")
+    assert embeddings.fingerprint("query") == embeddings.fingerprint("document")
+
+
+def test_no_secret_shows() -> None:
+    headers = {"X-Token": "hush-hush"}
+    embeddings = Qwen3Embeddings(base_url=URL, api_key=KEY, default_headers=headers)
+    shown = [repr(embeddings), str(embeddings), json.dumps(dumpd(embeddings)), dumps(embeddings)]
+    shown += [repr(embeddings.with_task("code")), repr(embeddings._embedder)]
+    assert not any(KEY in text or "hush-hush" in text for text in shown)
+    kept = [str(embeddings.model_dump()), embeddings.model_dump_json()]
+    kept += [pickle.dumps(embeddings, protocol=0).decode("latin-1"), str(vars(embeddings))]
+    assert not any(KEY in text for text in kept)
+
+
+def test_pickle_reads_the_key_where_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings = Qwen3Embeddings(base_url=URL, api_key=KEY, dimensions=64).with_task("code")
+    pickled = pickle.dumps(embeddings)
+    monkeypatch.setenv("QWEN3_EMBEDDINGS_API_KEY", "another")
+    monkeypatch.setenv("QWEN3_EMBEDDINGS_BASE_URL", "http://elsewhere.test/v1")
+    loaded = pickle.loads(pickled)
+    assert loaded.api_key.get_secret_value() == "another"
+    assert loaded.model_dump(exclude={"engine"}) == embeddings.model_dump(exclude={"engine"})
+
+
+def test_a_pickle_stays_in_process_where_a_server_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    pickled = pickle.dumps(Qwen3Embeddings())
+    monkeypatch.setenv("QWEN3_EMBEDDINGS_BASE_URL", URL)
+    assert pickle.loads(pickled).base_url is None
+    assert Qwen3Embeddings().base_url == URL
+
+
+def test_copies() -> None:
+    mine = Task("mine", "Find mine", symmetric=True)
+    embeddings = Qwen3Embeddings(task=mine, model="Qwen/Qwen3-Embedding-4B", dimensions=2000)
+    dumped = Qwen3Embeddings(**embeddings.model_dump())
+    for other in (copy.copy(embeddings), copy.deepcopy(embeddings), dumped):
+        assert other.model_dump() == embeddings.model_dump()
+        assert other.task == mine
+        assert other.fingerprint("query") == embeddings.fingerprint("query")
+    remote = Qwen3Embeddings(base_url=URL, api_key=KEY)
+    assert copy.deepcopy(remote).api_key == remote.api_key
+
+
+# The wire: a real server does not tell what it was sent.
+
+
+class Recorder:
+    """A server that keeps what it is sent and answers one vector a text."""
+
+    def __init__(self) -> None:
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        count = len(json.loads(request.content)["input"])
+        data = [{"index": i, "embedding": [1.0, 0.0] * 32} for i in range(count)]
+        return httpx.Response(200, json={"object": "list", "data": data, "model": "tiny"})
+
+    @property
+    def inputs(self) -> list[list[str]]:
+        return [json.loads(request.content)["input"] for request in self.requests]
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    answer = Recorder()
+    with respx.mock(base_url=URL) as router:
+        models = {"object": "list", "data": [{"id": "tiny", "max_model_len": 2048}]}
+        router.get("/models").respond(json=models)
+        router.post("/embeddings").mock(side_effect=answer)
+        yield answer
+
+
+def test_texts_go_out_byte_for_byte(recorder: Recorder) -> None:
+    with Qwen3Embeddings(base_url=URL) as embeddings:
+        embeddings.embed_documents(TEXTS)
+        assert recorder.inputs[-1] == TEXTS
+        instruction = TASKS["web_search"].instruction
+        for text in TEXTS:
+            embeddings.embed_query(text)
+            assert recorder.inputs[-1] == [f"Instruct: {instruction}\nQuery:{text}"]
+
+
+def test_chunks_headers_and_key_go_out(recorder: Recorder) -> None:
+    settings: dict[str, Any] = {"api_key": KEY, "default_headers": {"X-Tenant": "a"}}
+    with Qwen3Embeddings(base_url=URL, chunk_size=3, **settings) as embeddings:
+        assert len(embeddings.embed_documents(TEXTS)) == len(TEXTS)
+    assert sorted(map(len, recorder.inputs[1:])) == [2, 3, 3]
+    for request in recorder.requests:
+        assert request.headers["Authorization"] == f"Bearer {KEY}"
+        assert request.headers["X-Tenant"] == "a"
+
+
+def test_progress_bar(recorder: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    with Qwen3Embeddings(base_url=URL, show_progress_bar=True) as embeddings:
+        embeddings.embed_query("quiet")
+        assert capsys.readouterr().err == ""
+        embeddings.embed_documents(TEXTS)
+        assert f"{len(TEXTS)}/{len(TEXTS)}" in capsys.readouterr().err
