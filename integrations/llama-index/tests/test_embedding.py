@@ -1,0 +1,215 @@
+"""Vectors from both engines: right, whoever calls and however many at once."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from llama_index.embeddings.qwen3 import Qwen3Embedding
+
+from qwen3_embeddings import Embedder, TextEncodingError, TextTooLongError, TextTypeError
+
+if TYPE_CHECKING:
+    from .conftest import Make, Recorder
+
+WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
+
+
+TEXTS = [
+    "a plain sentence",
+    " outer spaces ",
+    "\tdef f(x):\n\t\treturn x  # tab\n\n",
+    "line one\nline two\r\nline three\n",
+    "text that holds <|endoftext|> inside",
+    "通义千问的向量模型",
+    "مرحبا بالعالم",
+    "👩‍👩‍👧 and 🚀",
+    "",
+    "word " * 300,
+    "a plain sentence",
+]
+
+
+def assert_same(rows: Any, expected: Any) -> None:
+    """Cosine 1 and length 1, row by row."""
+    rows, expected = np.asarray(rows, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+    assert rows.shape == expected.shape
+    assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() <= 1e-5
+    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(expected, axis=1)
+    assert np.abs((rows * expected).sum(axis=1) / lengths - 1).max() <= 1e-6
+
+
+@pytest.mark.parametrize("dimensions", [None, 32, 96])
+async def test_vectors_are_the_references(
+    make: Make, checkpoint: str, dimensions: int | None
+) -> None:
+    reference = Embedder(checkpoint, engine="reference", dtype="float32", dimensions=dimensions)
+    model = make(dimensions=dimensions)
+    documents = reference.encode_document(TEXTS)
+    queries = reference.encode_query(TEXTS)
+    assert_same(model.get_text_embedding_batch(TEXTS), documents)
+    assert_same(await model.aget_text_embedding_batch(TEXTS), documents)
+    assert_same([model.get_text_embedding(text) for text in TEXTS], documents)
+    assert_same([await model.aget_text_embedding(text) for text in TEXTS], documents)
+    assert_same([model.get_query_embedding(text) for text in TEXTS], queries)
+    assert_same([await model.aget_query_embedding(text) for text in TEXTS], queries)
+
+
+def test_vectors_are_lists_of_floats(make: Make) -> None:
+    vector = make().get_text_embedding("a")
+    assert type(vector) is list
+    assert {type(number) for number in vector} == {float}
+
+
+def test_query_is_the_template_byte_for_byte(make: Make) -> None:
+    """Written out by hand and embedded bare, it gives the query's vector; a space more does not."""
+    model = make()
+    for text in ("hello", " \tspaces\n ", "代码", ""):
+        query = model.get_query_embedding(text)
+        bare = model.get_text_embedding(f"Instruct: {WEB_SEARCH}\nQuery:{text}")
+        spaced = model.get_text_embedding(f"Instruct: {WEB_SEARCH}\nQuery: {text}")
+        assert np.dot(query, bare) == pytest.approx(1, abs=1e-6)
+        assert np.dot(query, spaced) < 1 - 1e-5
+
+
+async def test_texts_on_the_wire_are_untouched(recorder: Recorder) -> None:
+    model = Qwen3Embedding(
+        api_base=recorder.base_url, api_key="sesame", default_headers={"X-Team": "search"}
+    )
+    model.get_text_embedding("start")
+    recorder.inputs.clear()
+    model.get_text_embedding_batch(TEXTS)
+    await model.aget_text_embedding_batch(TEXTS)
+    assert recorder.inputs == [TEXTS, TEXTS]
+    recorder.inputs.clear()
+    for text in TEXTS:
+        await model.aget_query_embedding(text)
+    assert recorder.inputs == [[f"Instruct: {WEB_SEARCH}\nQuery:{text}"] for text in TEXTS]
+    assert recorder.headers[-1]["X-Team"] == "search"
+    assert recorder.headers[-1]["Authorization"] == "Bearer sesame"
+
+
+async def test_instructions(make: Make) -> None:
+    free = make(query_instruction="Find code", text_instruction="Code")
+    plain = make(query_instruction="")
+    symmetric = make(task="similarity")
+    text = plain.get_text_embedding("a")
+    assert np.dot(plain.get_query_embedding("a"), text) == pytest.approx(1, abs=1e-6)
+    assert_same(
+        [free.get_query_embedding("a"), await free.aget_text_embedding("a")],
+        plain.get_text_embedding_batch(["Instruct: Find code\nQuery:a", "Instruct: Code\nQuery:a"]),
+    )
+    assert_same([symmetric.get_query_embedding("a")], [symmetric.get_text_embedding("a")])
+    assert_same(
+        [symmetric.get_query_embedding("a")],
+        [plain.with_task("similarity").get_query_embedding("a")],
+    )
+
+
+@pytest.mark.parametrize("num_workers", [None, 1, 2])
+async def test_small_batches_come_back_in_order(make: Make, num_workers: int | None) -> None:
+    texts = [f"text {i}" for i in range(50)]
+    whole = make().get_text_embedding_batch(texts)
+    model = make(embed_batch_size=4, num_workers=num_workers)
+    assert_same(model.get_text_embedding_batch(texts), whole)
+    assert_same(await model.aget_text_embedding_batch(texts), whole)
+
+
+@pytest.mark.parametrize(("num_workers", "most"), [(None, 3), (1, 3), (2, 2)])
+async def test_requests_under_way_are_bounded(
+    recorder: Recorder, num_workers: int | None, most: int
+) -> None:
+    model = Qwen3Embedding(
+        api_base=recorder.base_url,
+        max_concurrency=3,
+        embed_batch_size=64,
+        num_workers=num_workers,
+    )
+    await model.aget_text_embedding_batch([f"text {i}" for i in range(64 * 30)])
+    assert recorder.most_under_way <= most
+
+
+def test_successive_event_loops(make: Make) -> None:
+    model = make()
+    expected = model.get_text_embedding_batch(TEXTS)
+    for _ in range(5):
+        assert_same(asyncio.run(model.aget_text_embedding_batch(TEXTS)), expected)
+        assert_same(
+            [asyncio.run(model.aget_query_embedding("a"))], [model.get_query_embedding("a")]
+        )
+
+
+async def test_many_coroutines(make: Make) -> None:
+    model = make()
+    texts = [f"number {i}" for i in range(100)]
+    queries, documents = await asyncio.gather(
+        asyncio.gather(*map(model.aget_query_embedding, texts)),
+        asyncio.gather(*map(model.aget_text_embedding, texts)),
+    )
+    assert_same(documents, model.get_text_embedding_batch(texts))
+    assert_same(queries, model._embedder.encode_query(texts))
+
+
+def test_many_threads(make: Make) -> None:
+    model = make()
+    texts = [f"number {i}" for i in range(32)]
+    with ThreadPoolExecutor(32) as pool:
+        documents = list(pool.map(lambda text: model.get_text_embedding_batch([text])[0], texts))
+        queries = list(pool.map(model.get_query_embedding, texts))
+    assert_same(documents, model.get_text_embedding_batch(texts))
+    assert_same(queries, model._embedder.encode_query(texts))
+
+
+async def test_cancelling_leaves_the_engine_clean(make: Make) -> None:
+    model = make()
+    task = asyncio.create_task(model.aget_text_embedding_batch(["some words " * 50] * 500))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(await model.aget_query_embedding("a")) == 128
+
+
+def test_siblings_share_the_engine(make: Make) -> None:
+    model = make()
+    with model.with_task("code") as sibling:
+        code = sibling.get_query_embedding("a")
+    assert np.dot(code, model.get_query_embedding("a")) < 1 - 1e-5
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        (None, TextTypeError),
+        (b"bytes", TextTypeError),
+        (3, TextTypeError),
+        ("torn \ud800", TextEncodingError),
+        ("word " * 3000, TextTooLongError),
+    ],
+)
+async def test_bad_texts_are_named(make: Make, bad: Any, error: type[Exception]) -> None:
+    model = make(embed_batch_size=4)
+    texts = [f"text {i}" for i in range(9)] + [bad, "after", bad]
+    with pytest.raises(error, match=r"texts\[9, 11\]"):
+        model.get_text_embedding_batch(texts)
+    with pytest.raises(error, match=r"texts\[9, 11\]"):
+        await model.aget_text_embedding_batch(texts)
+    with pytest.raises(error, match=r"texts\[0\]"):
+        model.get_query_embedding(bad)
+    with pytest.raises(error, match=r"texts\[0\]"):
+        await model.aget_text_embedding(bad)
+
+
+async def test_no_texts(make: Make) -> None:
+    model = make()
+    assert model.get_text_embedding_batch([]) == []
+    assert await model.aget_text_embedding_batch([]) == []
+
+
+def test_overlong_text_is_cut_on_request(make: Make, reference: Embedder) -> None:
+    cut = Embedder(reference.model, engine="reference", dtype="float32", overflow="truncate")
+    text = "word " * 3000
+    assert_same([make(overflow="truncate").get_text_embedding(text)], cut.encode_document([text]))
