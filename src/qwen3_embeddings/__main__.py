@@ -1,0 +1,7 @@
+"""``python -m qwen3_embeddings``: the command line."""
+
+import sys
+
+from qwen3_embeddings.cli import main
+
+sys.exit(main())

@@ -1,0 +1,62 @@
+"""The command line: ``qwen3-embeddings COMMAND``.
+
+A command is a module with `add_parser`, which declares its options, and `run`, which does it and
+returns the exit code. An option carries the name of the parameter it sets. The server's key comes
+from QWEN3_EMBEDDINGS_API_KEY only: other users of a machine can read its command lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from qwen3_embeddings import __version__
+from qwen3_embeddings.demo import command as demo
+from qwen3_embeddings.errors import Qwen3EmbeddingsError
+
+COMMANDS = (demo,)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments; None for those of the process.
+
+    Returns:
+        0 when it went well, 1 after an error of this package (one line on stderr), 130 after
+        Ctrl-C. Wrong usage exits with 2, as argparse does.
+    """
+    arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Chinese shows ?
+    try:
+        code: int = arguments.run(arguments)
+    except Qwen3EmbeddingsError as error:
+        print(f"qwen3-embeddings: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qwen3-embeddings",
+        description="Qwen3-Embedding vectors from vLLM in this process or from a server.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(commands).set_defaults(run=command.run)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""The command ``qwen3-embeddings demo``: its options, and what it does in which order."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+from qwen3_embeddings import Embedder, Served
+from qwen3_embeddings.demo import model, report
+from qwen3_embeddings.demo.corpus import Passage, Query, load_passages, load_queries
+from qwen3_embeddings.demo.frameworks import FRAMEWORKS, Framework, check_installed
+from qwen3_embeddings.engines.shared import KINDS
+from qwen3_embeddings.matryoshka import check_dimensions
+from qwen3_embeddings.models import MIN_DIMENSIONS
+
+HITS = 3
+"""Passages shown for each query."""
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Declare the command and its options among `commands`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "demo",
+        help="search a small corpus through LangChain and LlamaIndex",
+        description="Embed a small corpus in English, Chinese and code, and answer queries on it "
+        "through LangChain and LlamaIndex. Without options: Qwen/Qwen3-Embedding-0.6B where it "
+        "can be had, else a small stand-in; vLLM where it is installed, else "
+        "sentence-transformers.",
+    )
+    option = parser.add_argument
+    option("--model", help="hub id, folder, or name on the server (QWEN3_EMBEDDINGS_MODEL)")
+    option("--base-url", help="OpenAI-compatible server to use (QWEN3_EMBEDDINGS_BASE_URL)")
+    option("--dimensions", type=int, help=f"Matryoshka size, {MIN_DIMENSIONS} to native (native)")
+    option("--engine", choices=sorted(KINDS), help="what runs the model")
+    option("--dtype", default="auto", help="auto, bfloat16 or float32 (auto)")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the demo."""
+    _hush()
+    check_installed()
+    passages, queries = load_passages(), load_queries()
+    report.heading()
+    with (
+        model.choose(options.model, options.base_url, options.engine) as choice,
+        _started(choice, options) as served,
+    ):
+        size = served.dimensions
+        if options.dimensions is not None:
+            size = check_dimensions(options.dimensions, served.native)
+        report.corpus(passages, queries, size)
+
+        def search(kind: type[Framework], dimensions: int | None) -> report.Search:
+            framework = kind(
+                choice.model,
+                choice.base_url,
+                engine=choice.engine,
+                dtype=options.dtype,
+                dimensions=dimensions,
+            )
+            return _search(framework, passages, queries)
+
+        searches = [search(kind, options.dimensions) for kind in FRAMEWORKS]
+        report.answers(passages, queries, searches)
+        if small := _smaller(size):
+            report.shrinking(FRAMEWORKS[0].name, small)
+            again = search(FRAMEWORKS[0], small)
+            report.shrunk(queries, len(passages), (size, searches[0]), (small, again))
+        report.summary(queries, searches)
+    return 0
+
+
+@contextmanager
+def _started(choice: model.Choice, options: argparse.Namespace) -> Iterator[Served]:
+    """The one engine both frameworks use, started, and stopped behind them."""
+    with Embedder(
+        choice.model,
+        base_url=choice.base_url,
+        engine=choice.engine,
+        dtype=options.dtype,
+        dimensions=options.dimensions,
+    ) as embedder:
+        report.starting(choice)
+        start = time.perf_counter()
+        served = embedder.start()
+        report.started(choice, served, time.perf_counter() - start)
+        yield served
+
+
+def _search(
+    framework: Framework, passages: Sequence[Passage], queries: Sequence[Query]
+) -> report.Search:
+    """Embed the corpus in one framework and answer all queries."""
+    with closing(framework):
+        start = time.perf_counter()
+        framework.index(passages)
+        report.indexed(framework.name, len(passages), time.perf_counter() - start)
+        return report.Search(framework.name, [framework.search(query, HITS) for query in queries])
+
+
+def _smaller(size: int) -> int | None:
+    """A size that shows what Matryoshka saves, or None when `size` is the smallest."""
+    small = min(128, max(MIN_DIMENSIONS, size // 4))
+    return small if small < size else None
+
+
+def _hush() -> None:
+    """Keep vLLM's remarks on its own parts out of the picture; errors still show."""
+    logging.getLogger("vllm").setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
