@@ -56,7 +56,7 @@ CONTENDERS = {
 }
 
 
-def corpus(model: str, tokens: int, count: int) -> list[str]:
+def corpus(model: str, tokens: int, count: int, seed: int) -> list[str]:
     """`count` different texts of about `tokens` tokens each."""
     from transformers import AutoTokenizer
 
@@ -64,7 +64,7 @@ def corpus(model: str, tokens: int, count: int) -> list[str]:
     sample = " ".join(WORDS)
     per_word = (len(tokenizer(sample)["input_ids"]) - 1) / len(WORDS)
     words = max(1, round((tokens - 1) / per_word))
-    chance = random.Random(0)
+    chance = random.Random(seed)
     return [" ".join(chance.choices(WORDS, k=words)) for _ in range(count)]
 
 
@@ -73,10 +73,11 @@ def measure(name: str, options: argparse.Namespace) -> dict[int, list[float]]:
     encode = CONTENDERS[name](options.model, options.dtype)
     figures: dict[int, list[float]] = {}
     for tokens in options.tokens:
-        texts = corpus(options.model, tokens, options.texts)
-        encode(texts[:64])
+        encode(corpus(options.model, tokens, 64, seed=-1))
         figures[tokens] = []
-        for _ in range(options.repeat):
+        for repeat in range(options.repeat):
+            # New texts each time: at its defaults vLLM remembers the prefixes of old ones.
+            texts = corpus(options.model, tokens, options.texts, seed=repeat)
             start = time.perf_counter()
             encode(texts)
             figures[tokens].append(len(texts) / (time.perf_counter() - start))

@@ -127,6 +127,12 @@ def test_wrong_arguments_say_the_way_out(checkpoint: str) -> None:
         ({"max_retries": -1}, "max_retries"),
         ({"max_concurrency": 0}, "max_concurrency"),
         ({"timeout": 0}, "timeout"),
+        ({"api_key": 5}, "api_key is int"),
+        ({"base_url": 5}, "base_url is int"),
+        ({"model": b"m"}, "model is bytes"),
+        ({"engine": ["vllm"]}, "engine is list"),
+        ({"query_instruction": 1}, "query_instruction"),
+        ({"default_headers": ["a"]}, "default_headers"),
         ({"timeout": float("nan")}, "timeout"),
     ):
         with pytest.raises(ConfigurationError, match=said) as caught:

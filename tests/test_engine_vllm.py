@@ -243,7 +243,7 @@ def test_random_states_survive_a_start(checkpoint: str) -> None:
 
 
 def test_what_cannot_start_says_why(checkpoint: str, tmp_path: Path) -> None:
-    with pytest.raises(UnknownModelError, match="config.json"):
+    with pytest.raises(UnknownModelError, match=r"config\.json"):
         Embedder(str(tmp_path / "nothing")).start()
     with pytest.raises(ConfigurationError, match="EngineArgs"):
         Embedder(checkpoint, engine_kwargs={"no_such_argument": 1}).start()

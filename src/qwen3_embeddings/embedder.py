@@ -37,7 +37,7 @@ Role = Literal["query", "document"]
 _NEUTRAL = frozenset(
     {"gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
     | {"enable_prefix_caching", "enforce_eager", "disable_log_stats", "scheduling_policy"}
-    | {"device"}
+    | {"device", "download_dir", "hf_token", "use_tqdm_on_load"}
 )
 
 
@@ -125,6 +125,7 @@ class Embedder:
         engine_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         settings = {k: v for k, v in locals().items() if k not in {"self", "api_key"}}
+        _check_types(settings)
         environment = os.environ.get
         if engine in {None, "server"}:
             base_url = base_url or environment("QWEN3_EMBEDDINGS_BASE_URL")
@@ -440,7 +441,9 @@ class Embedder:
                 raise error.at(owners[i] for i in error.positions) from error.__cause__
             bar.update(len(rows))
 
-        with tqdm(total=len(plan.prompts), unit="text", disable=not show_progress) as bar:
+        with tqdm(
+            total=len(plan.prompts), desc="Embedding", unit="text", disable=not show_progress
+        ) as bar:
             try:
                 async with asyncio.TaskGroup() as group:
                     for chunk in _chunks(plan.prompts, self.batch_size, engine):
@@ -472,6 +475,21 @@ def _encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _check_types(settings: Mapping[str, Any]) -> None:
+    """Refuse what would fail far from here with an error that names no argument."""
+    texts = {"model", "base_url", "engine", "dtype", "overflow"}
+    texts |= {"query_instruction", "document_instruction"}
+    numbers = {"batch_size", "max_concurrency", "max_retries", "timeout"}
+    mappings = {"default_headers", "engine_kwargs"}
+    for kind, names in ((str, texts), (int | float, numbers), (Mapping, mappings)):
+        for name in sorted(names):
+            value = settings[name]
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise ConfigurationError(
+                    f"{name} is {type(value).__name__}. Pass {getattr(kind, '__name__', 'number')}."
+                )
 
 
 def _engine_kind(engine: str | None, base_url: str | None) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+from qwen3_embeddings.errors import ConfigurationError
+
 
 class Secret:
     """A key: its value comes out of `get_secret_value` only, as with pydantic's SecretStr."""
@@ -18,6 +20,8 @@ class Secret:
         """A secret from a string or another library's secret; None from nothing."""
         if hasattr(value, "get_secret_value"):
             value = value.get_secret_value()
+        if value is not None and not isinstance(value, str):
+            raise ConfigurationError(f"api_key is {type(value).__name__}. Pass str or SecretStr.")
         return cls(value) if value else None
 
     def get_secret_value(self) -> str:

@@ -75,6 +75,17 @@ class _Job:
         self.loop.call_soon_threadsafe(settle)
 
 
+def _forget_turn() -> None:
+    """A forked child has none of its parent's engines, nor the thread that held the lock."""
+    global _turn
+    _turn = threading.Lock()
+    _alive.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_turn)
+
+
 class VLLMEngine:
     """In-process vLLM (`pip install 'qwen3-embeddings[vllm]'`).
 
@@ -136,7 +147,8 @@ class VLLMEngine:
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.stop()
-            await asyncio.wrap_future(thread.over)
+            if thread.ready.done():  # a start under way is not waited for: it ends by itself
+                await asyncio.wrap_future(thread.over)
 
 
 class _EngineThread(threading.Thread):
