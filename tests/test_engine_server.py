@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import respx
+import trustme
 
 from conftest import RunningServer, free_port, start_vllm_server, wait_until_healthy
 from qwen3_embeddings import (
@@ -112,6 +116,60 @@ def test_sizes_without_is_matryoshka(
     assert np.abs(cosines - 1).max() <= 1e-6
     assert not embedder._lease.engine._cuts_itself  # type: ignore[attr-defined]
     assert connect(plain_server, dimensions=128).encode_query(["x"]).shape == (1, 128)
+
+
+# A real TLS server.
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """The least a server of embeddings says."""
+
+    def do_GET(self) -> None:
+        self._send({"data": [{"id": "tls"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        rows = [FakeServer.vector(text) for text in body["input"]]
+        self._send({"data": [{"index": i, "embedding": row} for i, row in enumerate(rows)]})
+
+    def _send(self, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def tls_server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The URL of a server with a certificate no system trusts, and the certificate."""
+    authority = trustme.CA()
+    certificate = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    server = ThreadingHTTPServer(("localhost", 0), _Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"https://localhost:{server.server_port}/v1", certificate
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_tls_is_verified(tls_server: tuple[str, Path]) -> None:
+    url, certificate = tls_server
+    with pytest.raises(ServerConnectionError, match="verify="):
+        Embedder(base_url=url, max_retries=0).encode_query(["x"])
+    context = ssl.create_default_context(cafile=str(certificate))
+    for verify in (str(certificate), context, False):
+        with Embedder(base_url=url, verify=verify) as embedder:
+            rows = embedder.encode_document(["a"])
+        np.testing.assert_allclose(rows, [FakeServer.vector("a")], atol=1e-6)
 
 
 # Answers made up here.

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from qwen3_embeddings import (
+    MODELS,
     ConfigurationError,
     Embedder,
     EngineClosedError,
@@ -25,7 +26,7 @@ from qwen3_embeddings import (
     TextTooLongError,
     UnknownModelError,
 )
-from qwen3_embeddings.engines.vllm import VLLMEngine
+from qwen3_embeddings.engines.vllm import VLLMEngine, _defaults
 
 
 def engine_of(embedder: Embedder) -> VLLMEngine:
@@ -63,6 +64,21 @@ def test_200_coroutines_through_five_event_loops(embedder: Embedder) -> None:
 
     for _ in range(5):
         np.testing.assert_allclose(asyncio.run(burst()), expected, atol=2e-6)
+
+
+def test_threads_and_coroutines_at_once(embedder: Embedder) -> None:
+    texts = [f"both {i}" for i in range(232)]
+    queries, documents = embedder.encode_query(texts), embedder.encode_document(texts)
+
+    async def burst() -> list[np.ndarray]:
+        calls = (embedder.aencode_query([text]) for text in texts[:200])
+        return await asyncio.gather(*calls)
+
+    with ThreadPoolExecutor(33) as pool:
+        coroutines = pool.submit(asyncio.run, burst())
+        threads = list(pool.map(lambda text: embedder.encode_document([text])[0], texts[200:]))
+        np.testing.assert_allclose(np.concatenate(coroutines.result()), queries[:200], atol=2e-6)
+    np.testing.assert_allclose(threads, documents[200:], atol=2e-6)
 
 
 def test_equal_arguments_share_an_engine(checkpoint: str, embedder: Embedder) -> None:
@@ -261,6 +277,36 @@ def test_a_tokenizer_without_the_end_token_is_refused(checkpoint: str, tmp_path:
     (broken / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UnknownModelError, match="does not append"):
         Embedder(str(broken)).start()
+
+
+class _Card:
+    """An 80 GB GPU as vLLM's platform layer describes it."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def is_cpu(self) -> bool:
+        return False
+
+    def has_device_capability(self, least: int) -> bool:
+        return self.capability >= least
+
+    def get_device_total_memory(self) -> int:
+        return 80 << 30
+
+
+def test_a_gpu_is_claimed_to_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    import vllm.platforms
+
+    small, large = (MODELS[f"Qwen/Qwen3-Embedding-{size}"] for size in ("0.6B", "8B"))
+    monkeypatch.setattr(vllm.platforms, "current_platform", _Card(90), raising=False)
+    arguments = _defaults(small, "auto")
+    assert arguments["dtype"] == "bfloat16"
+    assert arguments["kv_cache_memory_bytes"] == 2 * 32768 * small.kv_bytes_per_token
+    assert arguments["gpu_memory_utilization"] < 0.2
+    assert 0.3 < _defaults(large, "auto")["gpu_memory_utilization"] < 0.6
+    monkeypatch.setattr(vllm.platforms, "current_platform", _Card(75), raising=False)
+    assert _defaults(small, "auto")["dtype"] == "float32", "before Ampere vLLM picks float16"
 
 
 def test_nothing_starts_before_the_first_call(checkpoint: str) -> None:
