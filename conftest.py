@@ -21,7 +21,6 @@ for _name in [name for name in os.environ if name.startswith("QWEN3_EMBEDDINGS_"
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "true",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
 }
 
 

@@ -90,7 +90,7 @@ def test_ctrl_c_leaves_the_engine_clean(checkpoint: str) -> None:
     """Hazard 2: after Ctrl-C in `LLM.embed` the next call got the old texts' vectors."""
     done = run_script(
         """
-        import os, signal, sys, threading, time
+        import os, signal, sys, threading
         import numpy as np
         from qwen3_embeddings import Embedder
         embedder = Embedder(sys.argv[1], dtype="float32")
@@ -102,11 +102,10 @@ def test_ctrl_c_leaves_the_engine_clean(checkpoint: str) -> None:
                 raise SystemExit("the call was not interrupted")
             except KeyboardInterrupt:
                 pass
-            start = time.monotonic()
             again = embedder.encode_document(["one", "two"])
             assert again.shape == (2, 128), again.shape
             assert np.abs(again - expected).max() < 2e-6, "old vectors"
-            assert time.monotonic() - start < 10, "the old texts were still worked on"
+            assert not embedder._lease.engine._thread._jobs, "old texts are still in the engine"
         print("clean")
         """,
         checkpoint,
@@ -121,9 +120,7 @@ async def test_a_cancelled_task_drops_its_texts(embedder: Embedder) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    start = time.monotonic()
     np.testing.assert_allclose(await embedder.aencode_document(["after"]), expected, atol=2e-6)
-    assert time.monotonic() - start < 10
     thread = engine_of(embedder)._thread
     assert thread is not None
     assert not thread._jobs, "cancelled texts are still in the engine"
@@ -263,8 +260,8 @@ def test_what_cannot_start_says_why(checkpoint: str, tmp_path: Path) -> None:
         Embedder(str(tmp_path / "nothing")).start()
     with pytest.raises(ConfigurationError, match="EngineArgs"):
         Embedder(checkpoint, engine_kwargs={"no_such_argument": 1}).start()
-    with pytest.raises(EngineStartError, match="kv_cache_memory_bytes"):
-        Embedder(checkpoint, engine_kwargs={"kv_cache_memory_bytes": 1 << 10}).start()
+    with pytest.raises(EngineStartError, match="max_model_len"):
+        Embedder(checkpoint, engine_kwargs={"max_model_len": 10**6}).start()
 
 
 def test_a_tokenizer_without_the_end_token_is_refused(checkpoint: str, tmp_path: Path) -> None:

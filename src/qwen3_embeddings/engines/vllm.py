@@ -338,6 +338,8 @@ def _build(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Any, S
             log_stats=False,
             multiprocess_mode=False,
         )
+    if finalizer := getattr(engine.engine_core, "_finalizer", None):
+        finalizer.atexit = False  # else vLLM shuts down at exit under a thread that still steps
     size = model.dimensions
     context = config.model_config.max_model_len
     return engine, Served("vllm", name, size, size, context), tokenizer
