@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +36,18 @@ def test_public_names_are_complete_and_sorted() -> None:
     assert all(hasattr(qwen3_embeddings, name) for name in names)
     error_names = {n for n, v in vars(errors).items() if isinstance(v, type) and n[0] != "_"}
     assert error_names - {"Iterable", "Any"} <= set(names)
+
+
+def test_the_distributions_share_one_version() -> None:
+    root = Path(__file__).parents[1]
+    declared = {
+        path.parent.name: re.findall(r'^__version__ = "(.+)"$', path.read_text(), re.MULTILINE)
+        for path in root.rglob("__init__.py")
+        if ".venv" not in path.parts and "__version__ =" in path.read_text()
+    }
+    assert len(declared) == 4
+    assert {tuple(version) for version in declared.values()} == {(qwen3_embeddings.__version__,)}
+    assert f"## {qwen3_embeddings.__version__}" in (root / "CHANGELOG.md").read_text()
 
 
 def test_import_is_quick_and_pulls_in_no_framework() -> None:
@@ -67,12 +81,10 @@ def test_the_family() -> None:
         MODELS["Qwen/Qwen3-Embedding-4B"].layers = 1  # type: ignore[misc]
 
 
-def test_a_local_checkpoint_is_described_by_its_config(checkpoint: str, tmp_path: object) -> None:
+def test_a_local_checkpoint_is_described_by_its_config(checkpoint: str, tmp_path: Path) -> None:
     model = describe(checkpoint)
     assert (model.dimensions, model.context, model.layers) == (128, 2048, 2)
-    from pathlib import Path
-
-    folder = Path(str(tmp_path))
+    folder = tmp_path
     (folder / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UnknownModelError, match="'bert'"):
         describe(str(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,7 +148,10 @@ def test_the_environment_fills_in(monkeypatch: pytest.MonkeyPatch, checkpoint: s
     monkeypatch.setenv("QWEN3_EMBEDDINGS_API_KEY", "from-the-environment")
     embedder = Embedder()
     assert (embedder.engine, embedder.model) == ("server", "served")
-    assert embedder._lease.engine._client.headers["authorization"] == "Bearer from-the-environment"  # type: ignore[attr-defined]
+    assert (
+        embedder._lease.engine._connection._client.headers["authorization"]
+        == "Bearer from-the-environment"
+    )  # type: ignore[attr-defined]
     assert Embedder(checkpoint, engine="reference").engine == "reference"
 
 
@@ -193,6 +197,14 @@ def test_truncation_keeps_instruction_and_end_token(checkpoint: str, embedder: E
     np.testing.assert_allclose(cut, row, atol=2e-6)
 
 
+def test_texts_that_grow_in_the_tokenizers_normal_form(checkpoint: str) -> None:
+    """In NFC these have three times their bytes, and so more tokens than bytes."""
+    texts = ["\u0958" * 680, "\U0001d160" * 500]
+    for overflow in ("truncate", "mean"):
+        rows = Embedder(checkpoint, dtype="float32", overflow=overflow).encode_document(texts)
+        assert rows.shape == (2, 128)
+
+
 def test_fingerprints(checkpoint: str) -> None:
     plain = Embedder(checkpoint)
     fingerprints = {
@@ -219,15 +231,18 @@ def test_fingerprints(checkpoint: str) -> None:
         plain.fingerprint("passage")  # type: ignore[arg-type]
 
 
-def test_a_fingerprint_follows_the_checkpoint_not_its_path(tmp_path: object) -> None:
-    from pathlib import Path
+def test_a_fingerprint_follows_the_checkpoint_not_its_path(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
 
     from qwen3_embeddings.testing import write_checkpoint
 
-    folder = Path(str(tmp_path))
+    folder = tmp_path
     one, twin = (write_checkpoint(folder / name / "model") for name in ("a", "b"))
-    other = write_checkpoint(folder / "c" / "model", seed=1)
-    prints = [Embedder(str(path)).fingerprint("document") for path in (one, twin, other)]
+    tuned = write_checkpoint(folder / "c" / "model")
+    weights = load_file(tuned / "model.safetensors")
+    weights["layers.0.mlp.up_proj.weight"] *= -1
+    save_file(weights, tuned / "model.safetensors", metadata={"format": "pt"})
+    prints = [Embedder(str(path)).fingerprint("document") for path in (one, twin, tuned)]
     assert prints[0] == prints[1] != prints[2]
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import ssl
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +41,7 @@ from qwen3_embeddings import (
     TextTooLongError,
     truncate,
 )
+from qwen3_embeddings.engines.wire import FORMATS
 
 # A real server.
 
@@ -45,11 +50,16 @@ def connect(server: RunningServer, **arguments: Any) -> Embedder:
     return Embedder(**{"base_url": server.base_url, "api_key": server.api_key} | arguments)
 
 
+def spoken(embedder: Embedder) -> str:
+    """The wire format the server turned out to speak."""
+    return FORMATS[embedder._lease.engine._form]  # type: ignore[attr-defined]
+
+
 def test_what_is_learned(server: RunningServer, remote: Embedder) -> None:
     served = remote.start()
     assert (served.engine, served.model) == ("server", "tiny")
     assert (served.dimensions, served.native, served.context) == (128, 128, 2048)
-    assert remote._lease.engine._wire == "bytes_only"  # type: ignore[attr-defined]
+    assert spoken(remote) == "bytes_only"
 
 
 def test_the_path_of_the_weights_names_the_model_too(
@@ -172,6 +182,61 @@ def test_tls_is_verified(tls_server: tuple[str, Path]) -> None:
         np.testing.assert_allclose(rows, [FakeServer.vector("a")], atol=1e-6)
 
 
+def test_the_time_limit_counts_the_whole_request() -> None:
+    """A server that trickles is not one that answers."""
+
+    class Trickle(_Handler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(100):
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                    time.sleep(0.05)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Trickle)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    try:
+        with pytest.raises(ServerTimeoutError, match="timeout"):
+            Embedder(base_url=url, timeout=0.5, max_retries=0).encode_query(["a"])
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+FORK = """
+    import os, sys
+    import numpy as np
+    from qwen3_embeddings import Embedder
+    embedder = Embedder(base_url=sys.argv[1], api_key=sys.argv[2])
+    names = [[f"{who} {i}" for i in range(20)] for who in ("parent", "child")]
+    expected = [embedder.encode_document(texts) for texts in names]
+    for _ in range(4):
+        pid = os.fork()
+        mine = 0 if pid else 1
+        for _ in range(5):
+            rows = embedder.encode_document(names[mine])
+            right = np.abs(rows - expected[mine]).max() < 2e-6
+            if not right:
+                print("wrong vectors in", "parent" if pid else "child", flush=True)
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+    print("done")
+"""
+
+
+def test_a_fork_shares_no_connection(server: RunningServer) -> None:
+    """Both sides would read each other's answers."""
+    script = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FORK)]
+    command = [*script, server.base_url, server.api_key]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
+
+
 # Answers made up here.
 
 URL = "http://embeddings.test/v1"
@@ -230,9 +295,10 @@ def closed() -> Iterator[None]:
     from qwen3_embeddings import background
     from qwen3_embeddings.engines import shared
 
-    for key in [key for key in shared._engines if URL in key]:
-        background.run(shared._engines.pop(key).close())
-        del shared._leases[key]
+    made_up = {k: e for k, e in shared._engines.items() if getattr(e, "base_url", "") == URL}
+    for key, engine in made_up.items():
+        background.run(engine.close())
+        del shared._engines[key], shared._leases[key]
 
 
 def refuse(status: int, message: str, **headers: str) -> httpx.Response:
@@ -266,7 +332,7 @@ def test_each_wire_gives_the_same_vectors(fake: FakeServer) -> None:
         fake.answer = answer
         embedder = embedder_of(fake, default_headers={"x-test": wire})
         np.testing.assert_allclose(embedder.encode_document(texts), expected, atol=1e-6)
-        assert embedder._lease.engine._wire == wire  # type: ignore[attr-defined]
+        assert spoken(embedder) == wire
         assert [body["encoding_format"] for body in fake.bodies] == [wire], "learned once"
 
 
@@ -446,12 +512,21 @@ def test_a_server_without_a_model_list(fake: FakeServer) -> None:
     assert Embedder(base_url=URL, model="given").start().model == "given"
 
 
-def test_a_default_size_is_kept_and_cannot_be_exceeded(fake: FakeServer) -> None:
-    listing = {"data": [{"id": "m", "root": "Qwen/Qwen3-Embedding-0.6B"}]}
+def test_a_smaller_default_size_of_the_server(fake: FakeServer) -> None:
+    """No size means the native one: the same vectors on every road."""
+    listing = {"data": [{"id": "m", "root": "Qwen/Qwen3-Embedding-0.6B", "max_model_len": 600}]}
     fake.router.get(f"{URL}/models").respond(json=listing)
-    assert embedder_of(fake).encode_query(["a"]).shape == (1, 64)
+    assert embedder_of(fake, dimensions=64).encode_query(["a"]).shape == (1, 64)
+    assert embedder_of(fake, dimensions=32).encode_query(["a"]).shape == (1, 32)
     with pytest.raises(DimensionsError, match="64"):
-        embedder_of(fake, dimensions=1024).encode_query(["a"])
+        embedder_of(fake).encode_query(["a"])
+
+    def sized(body: dict[str, Any]) -> httpx.Response:
+        rows = [fake.vector(str(text), body.get("dimensions", 64)) for text in body["input"]]
+        return fake.data([{"index": i, "embedding": row} for i, row in enumerate(rows)])
+
+    fake.answer = sized
+    assert embedder_of(fake, timeout=6).encode_query(["a"]).shape == (1, 1024)
 
 
 def test_single_queries_share_requests(fake: FakeServer) -> None:
@@ -504,6 +579,122 @@ def test_a_too_long_text_is_found_by_a_server_without_tokenize(fake: FakeServer)
     assert caught.value.positions == (2,)
     with pytest.raises(ConfigurationError, match="/tokenize"):
         embedder_of(fake, overflow="mean").encode_document(["c" * 700])
+
+
+def test_a_limit_of_texts_is_learned(fake: FakeServer) -> None:
+    embedder = embedder_of(fake)
+
+    def limited(body: dict[str, Any]) -> httpx.Response:
+        few = len(body["input"]) <= 20
+        return fake.floats(body) if few else refuse(422, "batch size > maximum allowed 20")
+
+    fake.answer = limited
+    texts = [f"text {i}" for i in range(64)]
+    expected = [fake.vector(text) for text in texts]
+    np.testing.assert_allclose(embedder.encode_document(texts), expected, atol=1e-6)
+    assert len(fake.bodies) == 7
+    fake.bodies.clear()
+    np.testing.assert_allclose(embedder.encode_document(texts), expected, atol=1e-6)
+    assert len(fake.bodies) == 4, "forgot the limit"
+
+
+def test_a_failed_start_leaves_nothing_behind(fake: FakeServer) -> None:
+    embedder = Embedder(base_url=URL, max_retries=0)
+    fake.answer = lambda _: refuse(503, "still loading")
+    for _ in range(2):
+        with pytest.raises(ServerBusyError, match="still loading"):
+            embedder.encode_document(["a"])
+    fake.answer = fake.floats
+    np.testing.assert_allclose(embedder.encode_document(["a"]), [fake.vector("a")], atol=1e-6)
+
+
+async def test_a_cancelled_start_leaves_nothing_behind(fake: FakeServer) -> None:
+    embedder = Embedder(base_url=URL, max_retries=0)
+    answered = asyncio.Event()
+
+    async def slow(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0.3)
+        return fake.floats(json.loads(request.content))
+
+    fake.router.post(f"{URL}/embeddings").mock(side_effect=slow)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(embedder.aencode_document(["a"]), 0.1)
+    assert not answered.is_set()
+    rows = await embedder.aencode_document(["a"])
+    np.testing.assert_allclose(rows, [fake.vector("a")], atol=1e-6)
+
+
+async def test_all_that_wait_share_one_start(fake: FakeServer) -> None:
+    embedder = Embedder(base_url=URL, max_retries=1)
+    fake.answer = lambda _: refuse(503, "down", **{"Retry-After": "0.1"})
+    calls = (embedder.aencode_query(["a"]) for _ in range(20))
+    errors = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(error, ServerBusyError) for error in errors)
+    assert len(fake.bodies) == 2, "each went up the ladder of retries by itself"
+
+
+def test_no_nan_takes_other_callers_along(fake: FakeServer) -> None:
+    embedder = embedder_of(fake, dimensions=32)
+
+    def answer(body: dict[str, Any]) -> httpx.Response:
+        items = json.loads(fake.floats(body).content)["data"]
+        for item, text in zip(items, body["input"], strict=True):
+            item["embedding"] = [float("nan")] * 64 if text == "bad" else item["embedding"]
+        return fake.data(items)
+
+    fake.answer = answer
+
+    async def burst() -> list[Any]:
+        calls = (embedder.aencode_document([text]) for text in ("a", "bad", "b"))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    first, bad, last = asyncio.run(burst())
+    assert isinstance(bad, InvalidVectorError)
+    assert bad.positions == (0,)
+    expected = truncate([fake.vector("a"), fake.vector("b")], 32)
+    np.testing.assert_allclose([first[0], last[0]], expected, atol=1e-6)
+
+
+def test_no_error_quotes_the_key(fake: FakeServer) -> None:
+    for key in ("sk-file\n", " sk-file", "sk-\x07file"):
+        with pytest.raises(ConfigurationError, match="api_key") as caught:
+            Embedder(base_url=URL, api_key=key)
+        assert "file" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="X-Key") as caught:
+        Embedder(base_url=URL, default_headers={"X-Key": "hid\nden"})
+    assert "den" not in str(caught.value)
+    embedder = embedder_of(fake, api_key="sk-echoed", default_headers={"X-Key": "hidden"})
+    fake.answer = lambda _: refuse(401, "Received Bearer sk-echoed and hidden, expected another")
+    with pytest.raises(AuthenticationError, match="expected another") as refused:
+        embedder.encode_query(["a"])
+    assert "sk-echoed" not in str(refused.value)
+    assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["http://h:99999/v1", "http://h/v1?key=sk-1", "http://u:pw@h/v1"])
+def test_a_url_that_cannot_work_or_tells_secrets_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Embedder(base_url=url)
+    assert "sk-1" not in str(caught.value)
+    assert "pw" not in str(caught.value)
+
+
+def test_two_names_of_one_model(fake: FakeServer) -> None:
+    root = "Qwen/Qwen3-Embedding-0.6B"
+    listing = {"data": [{"id": root, "root": root}, {"id": "emb", "root": root}]}
+    fake.router.get(f"{URL}/models").respond(json=listing)
+    names = [Embedder(base_url=URL, model=name).start().model for name in (root, "emb", None)]
+    assert names == [root, "emb", root]
+
+
+def test_a_name_the_list_leaves_out_is_tried(fake: FakeServer) -> None:
+    assert Embedder(base_url=URL, model="unlisted").start().model == "unlisted"
+
+
+def test_deeply_nested_nonsense(fake: FakeServer) -> None:
+    fake.router.get(f"{URL}/models").respond(content=b"[" * 200_000)
+    with pytest.raises(ServerResponseError):
+        Embedder(base_url=URL).start()
 
 
 def test_requests_stay_within_texts_and_concurrency(fake: FakeServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -10,8 +11,10 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +29,7 @@ from qwen3_embeddings import (
     TextTooLongError,
     UnknownModelError,
 )
+from qwen3_embeddings.engines import vllm as vllm_engine
 from qwen3_embeddings.engines.vllm import VLLMEngine, _defaults
 
 
@@ -211,6 +215,53 @@ def test_a_dead_engine_is_said_and_replaced(checkpoint: str) -> None:
         embedder.encode_document(["dies"])
     np.testing.assert_allclose(embedder.encode_document(["before"]), expected, atol=2e-6)
     embedder.close()
+
+
+def test_a_dead_engine_answers_everybody_and_frees_its_memory(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 96})
+    built: list[weakref.ref[object]] = []
+    build = vllm_engine._build
+
+    def remember(*settings: Any) -> Any:
+        result = build(*settings)
+        built.append(weakref.ref(result[0]))
+        return result
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError("while a row is copied out")
+
+    monkeypatch.setattr(vllm_engine, "_build", remember)
+    embedder.start()
+    with monkeypatch.context() as broken:
+        broken.setattr(torch, "stack", no_memory)
+        with ThreadPoolExecutor(4) as pool:
+            calls = [pool.submit(embedder.encode_document, [f"{i}"]) for i in range(4)]
+            for call in calls:
+                with pytest.raises(EngineDeadError, match="copied out"):
+                    call.result(timeout=60)
+    gc.collect()
+    assert built[0]() is None, "the dead engine still holds its memory"
+    assert embedder.encode_document(["again"]).shape == (1, 128)
+    embedder.close()
+
+
+def test_closing_during_a_start_fails_what_waits(checkpoint: str) -> None:
+    embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 48})
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(embedder.encode_document, ["early"])
+        while engine_of(embedder)._thread is None:
+            time.sleep(0.01)
+        thread = engine_of(embedder)._thread
+        embedder.close()
+        with pytest.raises(EngineClosedError):
+            call.result(timeout=60)
+    assert thread is not None
+    thread.join(timeout=120)
+    assert not thread.is_alive(), "the engine nobody wants is still there"
 
 
 def test_closing_fails_what_waits_and_frees_the_thread(checkpoint: str) -> None:

@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
+_abandoned: list[asyncio.AbstractEventLoop | None] = []
 
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
@@ -53,9 +54,10 @@ def _running_loop() -> asyncio.AbstractEventLoop:
     global _loop
     with _lock:
         if _loop is None:
-            _loop = asyncio.new_event_loop()
+            loop = asyncio.new_event_loop()
             name = "qwen3-embeddings"
-            threading.Thread(target=_loop.run_forever, name=name, daemon=True).start()
+            threading.Thread(target=loop.run_forever, name=name, daemon=True).start()
+            _loop = loop  # not before the thread runs: without it every call would wait for ever
         return _loop
 
 
@@ -70,6 +72,7 @@ def _forget_loop() -> None:
     """The thread did not come along into a forked child: start another there at first use."""
     global _loop, _lock
     _lock = threading.Lock()
+    _abandoned.append(_loop)  # its destructor would close what the parent still listens on
     _loop = None
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -19,6 +20,7 @@ from qwen3_embeddings.engines.base import Engine, Prompt, Served, check_lengths
 from qwen3_embeddings.engines.shared import KINDS, Lease
 from qwen3_embeddings.errors import (
     ConfigurationError,
+    ServerError,
     ServerResponseError,
     TextEncodingError,
     TextError,
@@ -26,7 +28,7 @@ from qwen3_embeddings.errors import (
 )
 from qwen3_embeddings.instructions import Task, find_task, instruct
 from qwen3_embeddings.matryoshka import Vectors, check_dimensions, normalize, truncate
-from qwen3_embeddings.secret import Secret
+from qwen3_embeddings.secret import Secret, SupportsSecret
 
 if TYPE_CHECKING:
     import ssl
@@ -43,7 +45,7 @@ _NEUTRAL = frozenset(
 
 @dataclass(frozen=True)
 class _Texts:
-    """Checked input: what the engine reads of each text, and its length in UTF-8 bytes."""
+    """Checked input: what the engine reads of each text, and the most tokens it can have."""
 
     prompts: list[str]
     lengths: list[int]
@@ -73,7 +75,7 @@ class Embedder:
     Args:
         model: hub id or folder. Default: QWEN3_EMBEDDINGS_MODEL, else what the server serves,
             else Qwen/Qwen3-Embedding-0.6B.
-        dimensions: Matryoshka size, 32 to native; None for native.
+        dimensions: Matryoshka size, 32 to native; None for native, whatever a server's default.
         task: name of a preset in `TASKS`, or a `Task`.
         query_instruction: free text in place of the task's; then documents stay bare. An empty
             string embeds queries without any instruction.
@@ -112,7 +114,7 @@ class Embedder:
         query_instruction: str | None = None,
         document_instruction: str | None = None,
         base_url: str | None = None,
-        api_key: str | Secret | None = None,
+        api_key: str | SupportsSecret | None = None,
         engine: str | None = None,
         dtype: str = "auto",
         overflow: str = "error",
@@ -145,13 +147,12 @@ class Embedder:
         _check_at_least("timeout", timeout, 1e-3)
         self._choose_instructions(task, query_instruction, document_instruction)
         self._engine_kwargs = dict(engine_kwargs or {})
+        if self.engine == "server" and engine_kwargs:
+            raise ConfigurationError(
+                "engine_kwargs are for an engine in this process. Set a server's where it starts."
+            )
         arguments: dict[str, Any] = {"model": self.model}
         if self.engine == "server":
-            if self._engine_kwargs:
-                raise ConfigurationError(
-                    "engine_kwargs are for an engine in this process. A server's are set where it "
-                    "starts."
-                )
             arguments |= {
                 "base_url": base_url,
                 "api_key": Secret.of(api_key or environment("QWEN3_EMBEDDINGS_API_KEY")),
@@ -335,8 +336,8 @@ class Embedder:
             raise TextTypeError(f"{kind} is not str: decode, convert or leave it out.", wrong)
         instruction = self._instruction(role)
         prompts = [instruct(instruction, text) for text in items]
-        lengths = [len(prompt.encode("utf-8", "replace")) for prompt in prompts]
-        torn = [i for i, prompt in enumerate(prompts) if not _encodable(prompt)]
+        lengths = [_token_bound(prompt) for prompt in prompts]
+        torn = [i for i, length in enumerate(lengths) if length < 0]
         if torn:
             raise TextEncodingError(
                 "a lone surrogate (half of a character) cannot be tokenized. Read the source with "
@@ -352,14 +353,14 @@ class Embedder:
             return np.empty((0, width), dtype=np.float32)
         engine = self._lease.engine
         served = await engine.start()
-        size = served.dimensions
+        size = served.native
         if self.dimensions is not None:
             size = check_dimensions(self.dimensions, served.native)
         if not texts.prompts:
             return np.empty((0, size), dtype=np.float32)
         plan = await self._plan(engine, texts, served.context)
         # Pieces are averaged at full size, so that cutting and averaging commute.
-        width = served.dimensions if plan.split else size
+        width = served.native if plan.split else size
         vectors = await self._embed(engine, plan, width, texts.urgent, show_progress)
         if plan.split:
             vectors = policies.merge(vectors, plan.owners, plan.weights)
@@ -368,11 +369,10 @@ class Embedder:
     async def _plan(self, engine: Engine, texts: _Texts, context: int | None) -> _Plan:
         """What to embed of each text, after the overflow policy.
 
-        A byte-level tokenizer makes at most one token a byte and one end token, so only texts
-        with more bytes than the context are tokenized ahead of the engine.
+        Only texts that could be over the context are tokenized ahead of the engine.
         """
         prompts: list[Prompt] = list(texts.prompts)
-        suspects = [i for i, n in enumerate(texts.lengths) if context and n + 1 > context]
+        suspects = [i for i, n in enumerate(texts.lengths) if context and n > context]
         encodings: dict[int, list[int]] = {}
         if context and suspects:
             ids = await self._tokenize(engine, [texts.prompts[i] for i in suspects])
@@ -409,7 +409,7 @@ class Embedder:
     async def _tokenize(self, engine: Engine, texts: list[str]) -> list[list[int]]:
         try:
             return await engine.tokenize(texts)
-        except ServerResponseError as error:
+        except ServerError as error:
             if self.overflow == "error":
                 return []  # the server itself refuses what is too long
             raise ConfigurationError(
@@ -469,21 +469,26 @@ def _chunks(prompts: list[Prompt], batch_size: int | None, engine: Engine) -> It
     yield slice(start, len(prompts))
 
 
-def _encodable(text: str) -> bool:
+def _token_bound(text: str) -> int:
+    """The most tokens a text can have, or -1 when a lone surrogate keeps it from having any.
+
+    A byte-level tokenizer makes at most one token of a byte, and one end token. It reads the text
+    in NFC, which can be longer than the text.
+    """
     try:
-        text.encode()
+        return 1 + len(text if text.isascii() else unicodedata.normalize("NFC", text).encode())
     except UnicodeEncodeError:
-        return False
-    return True
+        return -1
 
 
 def _check_types(settings: Mapping[str, Any]) -> None:
     """Refuse what would fail far from here with an error that names no argument."""
     texts = {"model", "base_url", "engine", "dtype", "overflow"}
     texts |= {"query_instruction", "document_instruction"}
-    numbers = {"batch_size", "max_concurrency", "max_retries", "timeout"}
+    counts = {"batch_size", "max_concurrency", "max_retries"}
     mappings = {"default_headers", "engine_kwargs"}
-    for kind, names in ((str, texts), (int | float, numbers), (Mapping, mappings)):
+    kinds = ((str, texts), (int, counts), (int | float, {"timeout"}), (Mapping, mappings))
+    for kind, names in kinds:
         for name in sorted(names):
             value = settings[name]
             if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
@@ -499,8 +504,8 @@ def _engine_kind(engine: str | None, base_url: str | None) -> str:
         raise ConfigurationError(f"no engine {engine!r}. Use one of {', '.join(KINDS)}, or None.")
     if (engine == "server") != bool(base_url):
         raise ConfigurationError(
-            f"engine={engine!r} and base_url={base_url!r} contradict each other: a server needs a "
-            "base_url, an engine in this process has none."
+            f"engine={engine!r} {'has no' if base_url else 'needs a'} base_url: they contradict "
+            "each other. A server needs one, an engine in this process has none."
         )
     return engine
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -133,23 +133,38 @@ def from_config(name: str, config: Mapping[str, Any]) -> Model:
 def weights_digest(name: str) -> str:
     """A short digest that tells checkpoints apart: the hub id itself, or a folder's contents.
 
-    Of a weights file only its size and its first and last 64 KiB are read, so that a digest of
-    gigabytes takes milliseconds.
+    Of a safetensors file the header and the first bytes of every tensor are read: another
+    fine-tune differs there, and gigabytes take milliseconds.
     """
     folder = Path(name)
     if name in MODELS or not folder.is_dir():
         return name
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.suffix not in {".json", ".safetensors"}:
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder)}:{size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(65536))
-            file.seek(max(size - 65536, 0))
-            digest.update(file.read())
+        if path.suffix in {".json", ".txt", ".safetensors"}:
+            digest.update(path.relative_to(folder).as_posix().encode())
+            for part in _telling_parts(path):
+                digest.update(part)
     return digest.hexdigest()[:16]
+
+
+def _telling_parts(path: Path) -> Iterator[bytes]:
+    """A small file whole; of safetensors the header and 512 bytes a tensor.
+
+    Format: eight bytes of header length, little endian, the JSON header, the data
+    (https://github.com/huggingface/safetensors, README).
+    """
+    if path.suffix != ".safetensors":
+        yield path.read_bytes()
+        return
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length)
+        yield header
+        for name, tensor in json.loads(header).items():
+            if name != "__metadata__":
+                file.seek(8 + length + tensor["data_offsets"][0])
+                yield file.read(512)
 
 
 def _read_config(name: str) -> dict[str, Any]:

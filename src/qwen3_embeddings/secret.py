@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from qwen3_embeddings.errors import ConfigurationError
+
+
+class SupportsSecret(Protocol):
+    """What pydantic's SecretStr and its like offer."""
+
+    def get_secret_value(self) -> str:
+        """The key itself."""
 
 
 class Secret:

@@ -6,13 +6,20 @@ Slow and plain on purpose. One call at a time, whatever the number of callers.
 from __future__ import annotations
 
 import asyncio
+import copy
+import threading
 from typing import Any
 
 import numpy as np
 
 from qwen3_embeddings import models
 from qwen3_embeddings.engines.base import Prompt, Served, check_lengths
-from qwen3_embeddings.errors import EngineClosedError, MissingDependencyError, UnknownModelError
+from qwen3_embeddings.errors import (
+    ConfigurationError,
+    EngineClosedError,
+    MissingDependencyError,
+    UnknownModelError,
+)
 from qwen3_embeddings.matryoshka import Vectors
 
 
@@ -38,6 +45,7 @@ class ReferenceEngine:
         self._encoder: Any = None
         self._served: Served | None = None
         self._lock = asyncio.Lock()
+        self._turn = threading.Lock()
         self._closed = False
 
     async def start(self) -> Served:
@@ -62,9 +70,8 @@ class ReferenceEngine:
 
     async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
         """One vector a prompt, in order."""
-        async with self._lock:
-            await self._start()
-            vectors = await asyncio.to_thread(self._encode, prompts)
+        await self.start()
+        vectors = await asyncio.to_thread(self._encode_alone, prompts)
         return vectors if dimensions is None else vectors[:, :dimensions]
 
     async def close(self) -> None:
@@ -86,6 +93,10 @@ class ReferenceEngine:
         keywords["model_kwargs"] = {"dtype": dtype} | keywords.get("model_kwargs", {})
         try:
             encoder = SentenceTransformer(self.model, **keywords)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"engine_kwargs holds what SentenceTransformer does not know ({error})."
+            ) from error
         except (OSError, ValueError) as error:
             raise UnknownModelError(
                 f"sentence-transformers cannot load {self.model!r} ({error}). Pass a hub id that "
@@ -95,10 +106,15 @@ class ReferenceEngine:
         return encoder
 
     def _token_ids(self, texts: list[str]) -> list[list[int]]:
-        tokenizer = self._encoder.tokenizer.backend_tokenizer
+        # A copy: sentence-transformers sets padding and truncation on its own.
+        tokenizer = copy.deepcopy(self._encoder.tokenizer.backend_tokenizer)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+
+    def _encode_alone(self, prompts: list[Prompt]) -> Vectors:
+        with self._turn:  # a cancelled call's thread still runs
+            return self._encode(prompts)
 
     def _encode(self, prompts: list[Prompt]) -> Vectors:
         """Texts through sentence-transformers' own road, token ids through its modules."""

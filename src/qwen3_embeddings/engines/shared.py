@@ -31,8 +31,9 @@ KINDS = {
 }
 """Engine classes by name, imported when first used."""
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a destructor may release a lease while another is made
 _engines: dict[str, Engine] = {}
+_abandoned: list[object] = []  # a parent's engines, kept from destructors that reach its sockets
 _leases: dict[str, weakref.WeakSet[Lease]] = {}
 
 
@@ -48,14 +49,20 @@ class Lease:
     """
 
     def __init__(self, kind: str, arguments: dict[str, Any]) -> None:
-        key = json.dumps([kind, arguments], sort_keys=True, default=_identity)
+        self._kind, self._arguments = kind, arguments
+        described = json.dumps([kind, arguments], sort_keys=True, default=_identity)
+        self._key = hashlib.sha256(described.encode()).hexdigest()  # headers may hold secrets
+        self._engine: Engine | None = None
+        self._acquire()
+
+    def _acquire(self) -> None:
         with _lock:
-            if key not in _engines:
-                _engines[key] = _make(kind, arguments)
-                _leases[key] = weakref.WeakSet()
-            self._engine: Engine | None = _engines[key]
-            self._key = key
-            _leases[key].add(self)
+            if self._key not in _engines:
+                _engines[self._key] = _make(self._kind, self._arguments)
+                _leases[self._key] = weakref.WeakSet()
+            self._engine = _engines[self._key]
+            self._process = os.getpid()
+            _leases[self._key].add(self)
 
     @property
     def engine(self) -> Engine:
@@ -66,6 +73,10 @@ class Lease:
         """
         if self._engine is None:
             raise EngineClosedError("this embedder is closed. Make a new one.")
+        if self._process != os.getpid():
+            # A forked child must not touch its parent's threads and connections: both would read
+            # each other's answers.
+            self._acquire()
         return self._engine
 
     def release(self) -> None:
@@ -74,7 +85,7 @@ class Lease:
             engine, self._engine = self._engine, None
             others = _leases.get(self._key)
             if engine is None or others is None or _engines.get(self._key) is not engine:
-                return
+                return  # released before, or of the parent process
             others.discard(self)
             if others:
                 return
@@ -94,7 +105,7 @@ def _make(kind: str, arguments: dict[str, Any]) -> Engine:
 def _identity(value: Any) -> str:
     """What stands in an engine's key for a value JSON has no form for: a secret, a TLS context."""
     if isinstance(value, Secret):
-        return hashlib.sha256(value.get_secret_value().encode()).hexdigest()
+        return value.get_secret_value()
     return f"{type(value).__qualname__}@{id(value)}"
 
 
@@ -114,7 +125,8 @@ def _close_all() -> None:
 def _forget_engines() -> None:
     """A forked child shares no thread or connection with its parent: it starts its own."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
+    _abandoned.append(dict(_engines))
     _engines.clear()
     _leases.clear()
 

@@ -17,10 +17,11 @@ import os
 import queue
 import random
 import threading
+import traceback
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # vLLM keeps the state of a forward pass in module globals: engines of one process take turns.
 _turn = threading.Lock()
@@ -110,24 +112,18 @@ class VLLMEngine:
 
     async def start(self) -> Served:
         """Start the engine's thread, or another one after a death; say what it serves."""
-        if self._closed:
-            raise EngineClosedError("this embedder is closed. Make a new one.")
-        if self._thread is None or not self._thread.usable:
-            self._thread = _EngineThread(self.model, self.dtype, self.engine_kwargs)
-            self._thread.start()
-        return await asyncio.shield(asyncio.wrap_future(self._thread.ready))
+        return await asyncio.shield(asyncio.wrap_future(self._running().ready))
 
     async def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, end token included."""
+        thread = self._running()
         await self.start()
-        assert self._thread is not None
-        return await asyncio.to_thread(self._thread.tokenize, texts)
+        return await asyncio.to_thread(thread.tokenize, texts)
 
     async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
         """One vector a prompt, in order; cancelling drops the prompts from the engine."""
+        thread = self._running()
         served = await self.start()
-        thread = self._thread
-        assert thread is not None
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         tokenized = iter(await asyncio.to_thread(thread.tokenize, texts) if texts else [])
         ids = [next(tokenized) if isinstance(prompt, str) else prompt for prompt in prompts]
@@ -142,13 +138,20 @@ class VLLMEngine:
             raise
 
     async def close(self) -> None:
-        """Stop the thread and free the device."""
+        """Stop the thread and free the device; a start under way is not waited for."""
         self._closed = True
         thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.stop()
-            if thread.ready.done():  # a start under way is not waited for: it ends by itself
-                await asyncio.wrap_future(thread.over)
+        if thread is not None and thread.stop():
+            await asyncio.shield(asyncio.wrap_future(thread.over))
+
+    def _running(self) -> _EngineThread:
+        """The thread that calls go to, started when there is none that could take them."""
+        if self._closed:
+            raise _closed_error()
+        if self._thread is None or not self._thread.usable:
+            self._thread = _EngineThread(self.model, self.dtype, self.engine_kwargs)
+            self._thread.start()
+        return self._thread
 
 
 class _EngineThread(threading.Thread):
@@ -160,7 +163,8 @@ class _EngineThread(threading.Thread):
         self.over: Future[None] = Future()
         self._settings = (model, dtype, engine_kwargs)
         self._inbox: queue.SimpleQueue[tuple[str, _Job | None]] = queue.SimpleQueue()
-        self._jobs: dict[str, tuple[_Job, int]] = {}
+        self._jobs: set[_Job] = set()  # admitted and not answered
+        self._rows: dict[str, tuple[_Job, int]] = {}  # by request: whose row it is
         self._ids = itertools.count()
         self._gate = threading.Lock()
         self._refusal: EngineError | None = None
@@ -186,8 +190,12 @@ class _EngineThread(threading.Thread):
     def abort(self, job: _Job) -> None:
         self._inbox.put(("abort", job))
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
+        """Ask the thread to end; False when it still starts, and ends by itself later."""
         self._inbox.put(("stop", None))
+        started = self.ready.done()
+        _settle(self.ready, error=_closed_error())
+        return started
 
     # Runs in this thread.
 
@@ -195,7 +203,7 @@ class _EngineThread(threading.Thread):
         try:
             self._live()
         finally:
-            self.over.set_result(None)
+            _settle(self.over, None)
 
     def _live(self) -> None:
         try:
@@ -203,29 +211,29 @@ class _EngineThread(threading.Thread):
                 engine, served, self._tokenizer = _build(*self._settings)
                 _alive.add(id(engine))
         except BaseException as error:
-            self.ready.set_exception(_start_error(error, self._settings[0]))
+            _forget_frames(error)
+            with _turn:
+                _free_memory()
+            _settle(self.ready, error=_start_error(error, self._settings[0]))
             return
-        self.ready.set_result(served)
+        _settle(self.ready, served)
+        refusal: EngineError = _closed_error()
         try:
             self._serve(engine)
-            over: EngineError = EngineClosedError(
-                "the embedder was closed during this call. Close it after the last call."
-            )
         except BaseException as error:
             logger.exception("the vLLM engine died")
-            over = EngineDeadError(
+            _forget_frames(error)
+            refusal = EngineDeadError(
                 f"the vLLM engine died ({type(error).__name__}: {error}). The next call starts a "
                 "new one; if it dies again, lower max_num_batched_tokens in engine_kwargs."
             )
-            over.__cause__ = error
-        self._fail_all(over)
-        try:
-            with _turn:
-                _shut_down(engine)
-        except Exception:
-            logger.exception("the vLLM engine did not shut down cleanly")
-        del engine
-        _free_memory()
+        with self._gate:
+            self._refusal = refusal
+        with _turn:  # the next engine is built when this one's memory is free
+            _shut_down(engine)
+            del engine
+            _free_memory()
+        self._fail_all(refusal)
 
     def _serve(self, engine: Any) -> None:
         """Step the engine until told to stop, admitting and aborting between steps."""
@@ -260,6 +268,7 @@ class _EngineThread(threading.Thread):
 
         if job.answer.cancelled():
             return
+        self._jobs.add(job)
         job.missing = len(job.prompts)
         job.rows = [None] * job.missing
         try:
@@ -269,19 +278,21 @@ class _EngineThread(threading.Thread):
                 parameters = PoolingParams(task="embed", dimensions=job.dimensions)
                 prompt = {"prompt_token_ids": ids}
                 engine.add_request(request_id, prompt, parameters, priority=not job.urgent)
-                self._jobs[request_id] = (job, row)
+                self._rows[request_id] = (job, row)
                 job.request_ids.append(request_id)
         except Exception as error:
+            said = f"vLLM refused the request: {error}. Report it with the engine_kwargs in use."
+            self._answer(job, error=EngineError(said))
             self._drop(engine, job)
-            job.finish(None, EngineError(f"vLLM refused the request: {error}"))
 
     def _drop(self, engine: Any, job: _Job) -> None:
-        unfinished = [i for i in job.request_ids if self._jobs.pop(i, None) is not None]
+        self._jobs.discard(job)
+        unfinished = [i for i in job.request_ids if self._rows.pop(i, None) is not None]
         if unfinished:
             engine.abort_request(unfinished)
 
     def _collect(self, output: Any) -> None:
-        job, row = self._jobs.pop(output.request_id, (None, 0))
+        job, row = self._rows.pop(output.request_id, (None, 0))
         if job is None or not output.finished:
             return
         job.rows[row] = output.outputs.data
@@ -289,20 +300,45 @@ class _EngineThread(threading.Thread):
         if not job.missing:
             import torch
 
-            job.finish(torch.stack(job.rows).to("cpu", torch.float32).numpy())
+            self._answer(job, torch.stack(job.rows).to("cpu", torch.float32).numpy())
 
-    def _fail_all(self, over: EngineError) -> None:
-        """Refuse what comes from now on, then fail what is here: nothing can fall between."""
-        with self._gate:
-            self._refusal = over
-        waiting = {id(job): job for job, _ in self._jobs.values()}
+    def _answer(
+        self, job: _Job, rows: Vectors | None = None, error: Exception | None = None
+    ) -> None:
+        self._jobs.discard(job)
+        job.finish(rows, error)
+
+    def _fail_all(self, refusal: EngineError) -> None:
+        """Fail what is here; what comes from now on is refused at the gate."""
         while not self._inbox.empty():
             what, job = self._inbox.get()
             if what == "add" and job is not None:
-                waiting[id(job)] = job
+                self._jobs.add(job)
+        for job in self._jobs:
+            job.finish(None, refusal)
         self._jobs.clear()
-        for job in waiting.values():
-            job.finish(None, over)
+        self._rows.clear()
+
+
+def _closed_error() -> EngineClosedError:
+    return EngineClosedError("the embedder was closed. Make a new one, or close it later.")
+
+
+def _settle(future: Future[T], result: T | None = None, error: Exception | None = None) -> None:
+    """Answer a future that something else may have answered or cancelled first."""
+    with contextlib.suppress(InvalidStateError):
+        if error is None:
+            future.set_result(result)  # type: ignore[arg-type]
+        else:
+            future.set_exception(error)
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Let go of what the frames of a caught error hold: the engine and its memory."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
 
 
 def _build(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Any, Served, Tokenizer]:
@@ -320,7 +356,7 @@ def _build(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Any, S
             "server, or engine='reference' for sentence-transformers."
         ) from error
     model = models.describe(name)
-    tokenizer = _load_tokenizer(name)
+    tokenizer = _load_tokenizer(name, engine_kwargs)
     arguments = _defaults(model, dtype) | engine_kwargs
     try:
         engine_args = EngineArgs(model=name, **arguments)
@@ -408,12 +444,15 @@ def _defaults(model: models.Model, dtype: str) -> dict[str, Any]:
     return arguments
 
 
-def _load_tokenizer(name: str) -> Tokenizer:
+def _load_tokenizer(name: str, engine_kwargs: dict[str, Any]) -> Tokenizer:
     """The checkpoint's own fast tokenizer, proven to append the end token."""
     from transformers import AutoTokenizer
 
+    source = engine_kwargs.get("tokenizer") or name
+    revision = engine_kwargs.get("tokenizer_revision") or engine_kwargs.get("revision")
+    options = {"revision": revision or "main", "token": engine_kwargs.get("hf_token")}
     try:
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(name).backend_tokenizer
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(source, **options).backend_tokenizer
     except (OSError, ValueError, AttributeError) as error:
         raise UnknownModelError(
             f"no fast tokenizer for {name!r} ({error}). Pass the path of a complete checkpoint "
@@ -431,13 +470,13 @@ def _load_tokenizer(name: str) -> Tokenizer:
     return tokenizer
 
 
-def _start_error(error: BaseException, name: str) -> BaseException:
+def _start_error(error: BaseException, name: str) -> Exception:
     if isinstance(error, (EngineError, UnknownModelError, ConfigurationError, ImportError)):
         return error
     wrapped = EngineStartError(
-        f"vLLM could not start with {name!r} ({type(error).__name__}: {error}). If memory is "
-        "short, lower max_model_len, max_num_batched_tokens or kv_cache_memory_bytes in "
-        "engine_kwargs."
+        f"vLLM could not start with {name!r} ({type(error).__name__}: {error}). Check that the "
+        "checkpoint is complete; if memory is short, lower max_model_len, max_num_batched_tokens "
+        "or kv_cache_memory_bytes in engine_kwargs."
     )
     wrapped.__cause__ = error
     return wrapped
@@ -447,14 +486,17 @@ def _shut_down(engine: Any) -> None:
     """Stop the engine; what it holds goes with the last reference to it."""
     client = engine.engine_core
     _alive.discard(id(engine))
-    if not _alive:
-        client.shutdown()
-        return
-    # The client's own shutdown would also destroy the process groups the others stand on.
-    if finalizer := getattr(client, "_finalizer", None):
-        finalizer.detach()
-    client.engine_core.model_executor.shutdown()
-    client.engine_core.scheduler.shutdown()
+    try:
+        if not _alive:
+            client.shutdown()
+            return
+        # The client's own shutdown would also destroy the process groups the others stand on.
+        if finalizer := getattr(client, "_finalizer", None):
+            finalizer.detach()
+        client.engine_core.model_executor.shutdown()
+        client.engine_core.scheduler.shutdown()
+    except Exception:
+        logger.exception("the vLLM engine did not shut down cleanly")
 
 
 def _free_memory() -> None:

@@ -109,6 +109,41 @@ def _read_floats(cells: list[Any]) -> Vectors:
     return vectors
 
 
+def read_models(body: bytes) -> list[dict[str, Any]]:
+    """The rows of a ``/models`` answer, each with an ``id``.
+
+    Raises:
+        ServerResponseError: not a list of models.
+    """
+    try:
+        rows: list[dict[str, Any]] = json.loads(body)["data"]
+        if not all(isinstance(row["id"], str) for row in rows):
+            raise TypeError("a model without a name")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ServerResponseError(
+            f"/models does not answer a list of models: {excerpt(body)!r}. Check that base_url is "
+            "the server's OpenAI-compatible root, usually ending in /v1."
+        ) from error
+    return rows
+
+
+def read_tokens(body: bytes) -> list[int]:
+    """The token ids of a ``/tokenize`` answer, at least the end token.
+
+    Raises:
+        ServerResponseError: no token ids.
+    """
+    try:
+        ids: list[int] = json.loads(body)["tokens"]
+        if not ids or not all(type(token) is int for token in ids):
+            raise TypeError("no integers")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ServerResponseError(
+            f"/tokenize does not answer token ids as vLLM's does: {excerpt(body)!r}."
+        ) from error
+    return ids
+
+
 def excerpt(body: bytes) -> str:
     """The beginning of a body, for an error message."""
     return body[:200].decode("utf-8", "replace")

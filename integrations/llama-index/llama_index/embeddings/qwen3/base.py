@@ -7,7 +7,7 @@ import functools
 import pickle
 import ssl
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import (
@@ -236,33 +236,36 @@ class Qwen3Embedding(BaseEmbedding):
         with _located(texts):
             return _lists(await self._embedder.aencode_document(texts))
 
-    # What users call, where BaseEmbedding's way needs help. `wraps` keeps its one span a call.
+    # What users call, where BaseEmbedding's way needs help. `wraps` keeps its one span a call, and
+    # hides the signature from type checkers, which the base's own serves.
 
-    @functools.wraps(BaseEmbedding.get_query_embedding)
-    def get_query_embedding(self, query: str) -> Embedding:
-        """A query's vector, under the task's instruction."""
-        return super().get_query_embedding(_marked(query))
+    if not TYPE_CHECKING:
 
-    @functools.wraps(BaseEmbedding.aget_query_embedding)
-    async def aget_query_embedding(self, query: str) -> Embedding:
-        """`get_query_embedding` for coroutines."""
-        return await super().aget_query_embedding(_marked(query))
+        @functools.wraps(BaseEmbedding.get_query_embedding)
+        def get_query_embedding(self, query: str) -> Embedding:
+            """A query's vector, under the task's instruction."""
+            return super().get_query_embedding(_marked(query))
 
-    @functools.wraps(BaseEmbedding.get_text_embedding_batch)
-    def get_text_embedding_batch(
-        self, texts: list[str], show_progress: bool = False, **kwargs: Any
-    ) -> list[Embedding]:
-        """The vectors of documents, in their order; `show_progress` draws a bar."""
-        with _located(texts):
-            return super().get_text_embedding_batch(texts, show_progress, **kwargs)
+        @functools.wraps(BaseEmbedding.aget_query_embedding)
+        async def aget_query_embedding(self, query: str) -> Embedding:
+            """`get_query_embedding` for coroutines."""
+            return await super().aget_query_embedding(_marked(query))
 
-    @functools.wraps(BaseEmbedding.aget_text_embedding_batch)
-    async def aget_text_embedding_batch(
-        self, texts: list[str], show_progress: bool = False, **kwargs: Any
-    ) -> list[Embedding]:
-        """`get_text_embedding_batch` for coroutines; all batches are under way at once."""
-        with _located(texts):
-            return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
+        @functools.wraps(BaseEmbedding.get_text_embedding_batch)
+        def get_text_embedding_batch(
+            self, texts: list[str], show_progress: bool = False, **kwargs: Any
+        ) -> list[Embedding]:
+            """The vectors of documents, in their order; `show_progress` draws a bar."""
+            with _located(texts):
+                return super().get_text_embedding_batch(texts, show_progress, **kwargs)
+
+        @functools.wraps(BaseEmbedding.aget_text_embedding_batch)
+        async def aget_text_embedding_batch(
+            self, texts: list[str], show_progress: bool = False, **kwargs: Any
+        ) -> list[Embedding]:
+            """`get_text_embedding_batch` for coroutines; all batches are under way at once."""
+            with _located(texts):
+                return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
 
     # The embedder.
 

@@ -1,0 +1,289 @@
+"""The connection to one server: its one layer of retries, its time limit, its typed errors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import re
+import ssl
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from qwen3_embeddings.engines import wire
+from qwen3_embeddings.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    EngineClosedError,
+    MissingDependencyError,
+    ModelNotFoundError,
+    Qwen3EmbeddingsError,
+    ServerBusyError,
+    ServerConnectionError,
+    ServerError,
+    ServerRefusedError,
+    ServerResponseError,
+    ServerTimeoutError,
+    TextTooLongError,
+)
+from qwen3_embeddings.secret import Secret
+
+if TYPE_CHECKING:
+    import httpx
+
+logger = logging.getLogger(__name__)
+
+_RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+_TOO_LONG = re.compile(
+    r"maximum context length|max_model_len|too long|too large|longer than the max|input_tokens"
+    r"|exceed",
+    re.IGNORECASE,
+)
+
+
+class Connection:
+    """Sends requests to one server, again where that may help, and says what went wrong.
+
+    Args:
+        base_url: root of the API; without a path, ``/v1`` is added.
+        api_key: sent as ``Authorization: Bearer``; in no log, repr or error.
+        timeout: seconds a request may take from sending to the last byte of its answer.
+        max_retries: further attempts after what may pass: broken connections, 408, 429, 5xx.
+        default_headers: sent with every request; their values are in no log or error either.
+        verify: False, a CA file, or an `ssl.SSLContext`; True checks against certifi's CAs.
+
+    Raises:
+        ConfigurationError: an argument cannot work.
+        MissingDependencyError: httpx is not installed.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: Secret | None,
+        timeout: float,
+        max_retries: int,
+        default_headers: Mapping[str, str],
+        verify: bool | str | ssl.SSLContext,
+    ) -> None:
+        self.base_url = _normal_url(base_url)
+        self.timeout = timeout
+        self.max_retries = max_retries
+        headers = _headers(api_key, default_headers)
+        self._hidden = [value.removeprefix("Bearer ") for value in headers.values()]
+        self._client = _client(headers, timeout, verify)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._client.is_closed
+
+    async def close(self) -> None:
+        """Close the connections; requests under way fail with `EngineClosedError`."""
+        await self._client.aclose()
+
+    async def post(self, url: str, body: dict[str, Any]) -> httpx.Response:
+        """The answer to a POST, when its status is 200.
+
+        Raises:
+            TextTooLongError: the server says a text is over its context.
+            ServerError: anything else; the subclass says what.
+            EngineClosedError: the connection was closed.
+        """
+        answer = await self.send("POST", url, body)
+        self.check(answer)
+        return answer
+
+    async def send(
+        self, method: str, url: str, body: dict[str, Any] | None = None
+    ) -> httpx.Response:
+        """The answer to a request, whatever its status; the last one when retries are used up."""
+        for attempt in range(self.max_retries + 1):
+            last = attempt == self.max_retries
+            answer = await self._attempt(method, url, body, last)
+            if answer is not None and (answer.status_code not in _RETRIED or last):
+                return answer
+            delay = _backoff(attempt)
+            if answer is not None:
+                delay = _retry_after(answer) or delay
+                logger.info("%s: %d, again in %.1f s", url, answer.status_code, delay)
+            await asyncio.sleep(delay)
+        raise AssertionError("unreachable")
+
+    def check(self, answer: httpx.Response) -> None:
+        """Raise the typed error of a status other than 200."""
+        if answer.status_code != 200:
+            said = self._hide(_message(answer))
+            raise _status_error(answer.status_code, str(answer.request.url), said)
+
+    async def _attempt(
+        self, method: str, url: str, body: dict[str, Any] | None, last: bool
+    ) -> httpx.Response | None:
+        """One attempt's answer, or None when the connection broke and another may do."""
+        import httpx
+
+        if self.closed:
+            raise closed_error()
+        try:
+            async with asyncio.timeout(self.timeout):  # httpx counts each read by itself
+                answer: httpx.Response = await self._client.request(method, url, json=body)
+                return answer
+        except (TimeoutError, httpx.HTTPError, httpx.InvalidURL, RuntimeError) as error:
+            if self.closed:
+                raise closed_error() from None
+            lasting = (httpx.UnsupportedProtocol, httpx.ProxyError, httpx.LocalProtocolError)
+            passing = isinstance(error, (TimeoutError, httpx.TransportError))
+            if last or not passing or isinstance(error, lasting):
+                # Without its cause, which may quote a header.
+                raise self._connection_error(error) from None
+            logger.info("%s: %s, again soon", url, type(error).__name__)
+            return None
+
+    def _connection_error(self, error: Exception) -> ServerError:
+        import httpx
+
+        late = (TimeoutError, httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout)
+        if isinstance(error, late):
+            return ServerTimeoutError(
+                f"{self.base_url} did not answer within {self.timeout:g} s, "
+                f"{self.max_retries + 1} times. Raise timeout, or lower batch_size."
+            )
+        return ServerConnectionError(
+            f"cannot reach {self.base_url} ({type(error).__name__}: {self._hide(str(error))}). "
+            "Check base_url, that the server runs, and for TLS pass verify='/path/to/ca.pem'."
+        )
+
+    def _hide(self, text: str) -> str:
+        """`text` without the key and header values a server or library may have quoted."""
+        for value in self._hidden:
+            text = text.replace(value, "***") if value else text
+        return text
+
+
+def closed_error() -> EngineClosedError:
+    """What calls get that were waiting when the embedder was closed, or came later."""
+    return EngineClosedError("the embedder was closed. Make a new one, or close it later.")
+
+
+def _normal_url(base_url: str) -> str:
+    url = base_url.strip().rstrip("/")
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigurationError("base_url is not a URL. Write http://host:port/v1 or https://…")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ConfigurationError(
+            "base_url holds a user, a query or a fragment, which would show in logs. Pass "
+            "api_key, or default_headers={'Authorization': 'Basic …'}, instead."
+        )
+    return url if parts.path else f"{url}/v1"
+
+
+def _headers(api_key: Secret | None, default_headers: Mapping[str, str]) -> dict[str, str]:
+    """All headers, checked here because HTTP libraries quote a bad one in their errors."""
+    key = api_key.get_secret_value() if api_key else ""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    for name, value in (headers | dict(default_headers)).items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise ConfigurationError("default_headers are names and values, both str.")
+        mine = name not in default_headers
+        bare = key if mine else value
+        if not (name + value).isascii() or not value.isprintable() or bare != bare.strip():
+            what = "api_key" if mine else f"default_headers[{name!r}]"
+            raise ConfigurationError(
+                f"{what} holds a character no HTTP header can, or space around it. Copy it again."
+            )
+    return headers | dict(default_headers)
+
+
+def _client(
+    headers: dict[str, str], timeout: float, verify: bool | str | ssl.SSLContext
+) -> httpx.AsyncClient:
+    try:
+        import httpx
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"httpx cannot be imported ({error}). Run pip install 'qwen3-embeddings[server]'."
+        ) from error
+    if isinstance(verify, str):
+        try:
+            verify = ssl.create_default_context(cafile=verify)
+        except OSError as error:
+            raise ConfigurationError(
+                f"verify={verify!r} cannot be read as CA certificates ({error}). Pass the path of "
+                "a PEM file, or True."
+            ) from error
+    # Redirects are not followed: the key must not travel to a host nobody named.
+    return httpx.AsyncClient(
+        headers=headers,
+        timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0), pool=None),
+        verify=verify,
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+    )
+
+
+def _backoff(attempt: int) -> float:
+    """Seconds before the next attempt: doubling from a quarter, at most 8, half of it random."""
+    delay: float = min(0.25 * 2**attempt, 8.0)
+    return delay * random.uniform(0.5, 1.0)
+
+
+def _retry_after(answer: httpx.Response) -> float | None:
+    """Seconds the server asks to wait, at most 60; dates are left to `_backoff`."""
+    try:
+        seconds = float(answer.headers["retry-after"])
+    except (KeyError, ValueError):
+        return None
+    return min(max(seconds, 0.0), 60.0) if math.isfinite(seconds) else None
+
+
+def _status_error(status: int, url: str, said: str) -> Qwen3EmbeddingsError:
+    """The typed error of a status other than 200."""
+    if status in {401, 403}:
+        return AuthenticationError(
+            f"{url} refused the key ({status}: {said}). Pass api_key=… or set "
+            "QWEN3_EMBEDDINGS_API_KEY.",
+            status,
+        )
+    if status == 404 and "model" in said.lower():
+        return ModelNotFoundError(f"{url}: {said} Leave model out to use the served one.", status)
+    if status in {400, 413, 422} and _TOO_LONG.search(said):
+        return TextTooLongError(
+            f"over the server's context ({said}). Pass overflow='truncate' or overflow='mean', or "
+            "split the text."
+        )
+    if status in _RETRIED or status >= 500:
+        return ServerBusyError(
+            f"{url} stayed unavailable through every retry ({status}: {said}). Try later, lower "
+            "max_concurrency, or look into the server's log.",
+            status,
+        )
+    if status in {404, 405} or 300 <= status < 400:
+        return ServerResponseError(
+            f"{url} is not an embeddings route ({status}: {said}). Check that base_url is the "
+            "server's OpenAI-compatible root, usually ending in /v1; redirects are not followed.",
+            status,
+        )
+    return ServerRefusedError(
+        f"{url} refused the request ({status}: {said}). Change what it names, or look into the "
+        "server's log.",
+        status,
+    )
+
+
+def _message(answer: httpx.Response) -> str:
+    """What an error body says, in any of the shapes servers use."""
+    try:
+        body = answer.json()
+    except (ValueError, RecursionError):
+        return wire.excerpt(answer.content)
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail") or error
+    return str(error)[:500]
