@@ -1,0 +1,164 @@
+"""Measure a checkpoint on the written evaluation set against BM25, chance and the teacher."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import bm25s
+import jieba
+import numpy as np
+import torch
+from instructions import TASKS, with_instruction
+from sentence_transformers import SentenceTransformer
+
+HERE = Path(__file__).parent / "evaluation"
+SIZES = (256, 128, 64, 32)
+Array = np.ndarray
+
+
+def read(name: str) -> list[dict]:
+    """One of the evaluation's files."""
+    return [json.loads(line) for line in (HERE / f"{name}.jsonl").read_text("utf-8").splitlines()]
+
+
+def measures(scores: Array, relevant: list[set[int]]) -> dict[str, float]:
+    """Mean nDCG@10, recall@10 and share of first places."""
+    gains = 1 / np.log2(np.arange(2, 12))
+    ndcg, recall, first = [], [], []
+    for row, wanted in zip(scores, relevant, strict=True):
+        hits = np.array([i in wanted for i in np.argsort(-row, kind="stable")[:10]])
+        ndcg.append((hits * gains).sum() / gains[: len(wanted)].sum())
+        recall.append(hits.sum() / len(wanted))
+        first.append(hits[0])
+    values = {"ndcg@10": ndcg, "recall@10": recall, "first": first}
+    return {name: round(float(np.mean(v)), 4) for name, v in values.items()}
+
+
+def unit(vectors: Array, size: int) -> Array:
+    """The first numbers, normalised again."""
+    part = vectors[:, :size]
+    return part / np.linalg.norm(part, axis=1, keepdims=True)
+
+
+def words(text: str) -> list[str]:
+    """Tokens for BM25: English words without an ending s, Chinese words by jieba."""
+    found = []
+    for token in re.findall(r"[a-z0-9]+|[\u4e00-\u9fff]+", text.lower()):
+        found += jieba.lcut(token) if token[0] > "\u4000" else [re.sub(r"(?<=\w{3})s$", "", token)]
+    return found
+
+
+def bm25(queries: list[str], documents: list[str]) -> Array:
+    """BM25 scores of every document."""
+    index = bm25s.BM25()
+    index.index([words(d) for d in documents], show_progress=False)
+    return np.stack(
+        [index.get_scores(words(q)) if words(q) else np.zeros(len(documents)) for q in queries]
+    )
+
+
+def random_model(folder: Path) -> SentenceTransformer:
+    """The same shape and tokenizer with fresh weights."""
+    model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    body = model[0].auto_model
+    torch.manual_seed(0)
+    fresh = type(body)(body.config)
+    body.load_state_dict(fresh.state_dict())
+    return model
+
+
+def embed(model: SentenceTransformer) -> Callable[[list[str]], Array]:
+    """Text to vectors, nothing added."""
+    return lambda texts: model.encode(
+        texts, batch_size=64, prompt="", convert_to_numpy=True
+    ).astype(np.float32)
+
+
+def by_part(scores: Array, queries: list[dict], passages: list[dict]) -> dict:
+    """Measures for all queries and for each language."""
+    place = {p["id"]: i for i, p in enumerate(passages)}
+    relevant = [{place[r] for r in q["relevant"]} for q in queries]
+    found = {}
+    for part in ("en", "zh", "code"):
+        rows = [i for i, q in enumerate(queries) if q["language"] == part]
+        found[part] = measures(scores[rows], [relevant[i] for i in rows])
+    return found | {"all": measures(scores, relevant)}
+
+
+def asked(queries: list[dict], wrong: str | None = None) -> list[str]:
+    """Queries under their task's instruction, or all under another one."""
+    return [with_instruction(TASKS[wrong or q["task"]].instructions[0], q["text"]) for q in queries]
+
+
+def task_part(encode: Callable[[list[str]], Array], size: int) -> dict:
+    """Same query text under each instruction: who comes first, for each wanted kind."""
+    queries, documents = read("task_queries"), read("task_documents")
+    place = {d["id"]: i for i, d in enumerate(documents)}
+    right = unit(encode([d["text"] for d in documents]), size)
+    names = ("web", "code", "duplicate", "web_zh")
+    texts = {
+        n: [with_instruction(TASKS[n].instructions[0], q["text"]) for q in queries] for n in names
+    }
+    texts["none"] = [q["text"] for q in queries]
+    left = {name: unit(encode(lines), size) for name, lines in texts.items()}
+    found: dict = {}
+    for wanted in names:
+        relevant = [{place[q["relevant"][wanted]]} for q in queries]
+        found[wanted] = {given: measures(left[given] @ right.T, relevant) for given in left}
+    return found
+
+
+def report(folder: Path, teacher: str | None, full: bool = True) -> dict:
+    """Every figure of the model card."""
+    passages, queries = read("passages"), read("queries")
+    documents, bare = [p["text"] for p in passages], [q["text"] for q in queries]
+    model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    encode = embed(model)
+    right, left, plain = encode(documents), encode(asked(queries)), encode(bare)
+    found: dict = {"sizes": {}, "without instruction": {}, "wrong instruction": {}}
+    for size in SIZES:
+        found["sizes"][size] = by_part(unit(left, size) @ unit(right, size).T, queries, passages)
+        found["without instruction"][size] = by_part(
+            unit(plain, size) @ unit(right, size).T, queries, passages
+        )
+    for name in ("web", "code", "duplicate", "web_zh"):
+        scores = unit(encode(asked(queries, name)), 256) @ unit(right, 256).T
+        found["wrong instruction"][name] = by_part(scores, queries, passages)
+    found["tasks"] = {size: task_part(encode, size) for size in (256, 64)}
+    if full:
+        found["bm25"] = by_part(bm25(bare, documents), queries, passages)
+        noise = embed(random_model(folder))
+        found["random"] = by_part(noise(asked(queries)) @ noise(documents).T, queries, passages)
+    if teacher:
+        other = embed(SentenceTransformer(teacher, device="cpu"))
+        found["teacher"] = by_part(other(bare) @ other(documents).T, queries, passages)
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--teacher", help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    found = report(args.model, args.teacher)
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+    for name in ("sizes", "without instruction", "wrong instruction"):
+        for key, parts in found[name].items():
+            print(f"{name} {key}:", {p: (m["ndcg@10"], m["recall@10"]) for p, m in parts.items()})
+    for name in ("bm25", "random", "teacher"):
+        if name in found:
+            print(name, {p: (m["ndcg@10"], m["recall@10"]) for p, m in found[name].items()})
+    for size, wanted in found["tasks"].items():
+        for name, given in wanted.items():
+            print(f"task {name} {size}:", {g: (m["ndcg@10"], m["first"]) for g, m in given.items()})
+
+
+if __name__ == "__main__":
+    main()
