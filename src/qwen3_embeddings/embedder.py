@@ -21,6 +21,7 @@ from qwen3_embeddings.engines.shared import KINDS, Lease
 from qwen3_embeddings.errors import (
     ConfigurationError,
     ServerError,
+    ServerRefusedError,
     ServerResponseError,
     TextEncodingError,
     TextError,
@@ -412,6 +413,8 @@ class Embedder:
         except ServerError as error:
             if self.overflow == "error":
                 return []  # the server itself refuses what is too long
+            if not isinstance(error, (ServerResponseError, ServerRefusedError)):
+                raise
             raise ConfigurationError(
                 f"overflow={self.overflow!r} needs the server's tokenizer, and this server has no "
                 f"/tokenize ({error}). Use overflow='error' and split the texts, or a vLLM server."
