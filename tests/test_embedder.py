@@ -20,6 +20,7 @@ from qwen3_embeddings import (
     UnknownTaskError,
     truncate,
 )
+from qwen3_embeddings.embedder import _chunks
 from qwen3_embeddings.instructions import instruct
 
 
@@ -162,6 +163,19 @@ def test_batch_size_changes_no_vector(
     for size in (1, 7, 1000):
         sized = Embedder(checkpoint, dtype="float32", batch_size=size)
         np.testing.assert_allclose(sized.encode_document(texts), expected, atol=2e-6)
+
+
+def test_chunks_hold_to_texts_and_tokens() -> None:
+    class Small:
+        chunk_texts = 4
+        chunk_tokens = 100
+
+    prompts = ["a"] * 6 + ["b" * 600, "c", list(range(99)), "d" * 3]
+    chunks = list(_chunks(prompts, None, Small()))  # type: ignore[arg-type]
+    covered = [i for chunk in chunks for i in range(chunk.start, chunk.stop)]
+    assert covered == list(range(10)), "in order, each once"
+    assert [(c.start, c.stop) for c in chunks] == [(0, 4), (4, 6), (6, 7), (7, 9), (9, 10)]
+    assert [(c.start, c.stop) for c in _chunks(["a"] * 5, 2, Small())] == [(0, 2), (2, 4), (4, 5)]  # type: ignore[arg-type]
 
 
 def test_progress_counts_every_text(embedder: Embedder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,8 @@
 """What can go wrong, one class for each way out.
 
-Everything this package raises on purpose derives from `Qwen3EmbeddingsError`; each class also
-derives from the built-in a caller would expect (`TypeError`, `ValueError`, `ConnectionError` …),
-so code that catches those keeps working. Every message ends with what to do.
+Everything this package raises on purpose derives from `Qwen3EmbeddingsError`; where a built-in says
+the same (`TypeError`, `ValueError`, `ConnectionError` …), the class derives from that too, so code
+that catches it keeps working. Every message ends with what to do.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """vLLM in this process: one thread owns the engine and steps it for every caller.
 
-`vllm.LLM` may not be entered twice (facts: it hangs or aborts the interpreter), so callers never
+`vllm.LLM` may not be entered twice (it hangs, or aborts the interpreter), so callers never
 touch it: they put jobs into an inbox, the thread admits them between steps into one continuous
 batch, and answers each job on the background loop. The engine core runs in this process too:
 nothing can stay behind when the process is killed, and nothing is serialised on the way.
