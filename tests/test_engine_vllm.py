@@ -30,7 +30,8 @@ from qwen3_embeddings import (
     UnknownModelError,
 )
 from qwen3_embeddings.engines import vllm as vllm_engine
-from qwen3_embeddings.engines.vllm import VLLMEngine, _defaults
+from qwen3_embeddings.engines.vllm import VLLMEngine
+from qwen3_embeddings.profiles import Device, engine_arguments
 
 
 def engine_of(embedder: Embedder) -> VLLMEngine:
@@ -327,34 +328,44 @@ def test_a_tokenizer_without_the_end_token_is_refused(checkpoint: str, tmp_path:
         Embedder(str(broken)).start()
 
 
-class _Card:
-    """An 80 GB GPU as vLLM's platform layer describes it."""
-
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
-
-    def is_cpu(self) -> bool:
-        return False
-
-    def has_device_capability(self, least: int) -> bool:
-        return self.capability >= least
-
-    def get_device_total_memory(self) -> int:
-        return 80 << 30
-
-
-def test_a_gpu_is_claimed_to_need(monkeypatch: pytest.MonkeyPatch) -> None:
-    import vllm.platforms
-
+def test_a_gpu_is_claimed_to_need() -> None:
+    card = Device("gpu", 80 << 30)
     small, large = (MODELS[f"Qwen/Qwen3-Embedding-{size}"] for size in ("0.6B", "8B"))
-    monkeypatch.setattr(vllm.platforms, "current_platform", _Card(90), raising=False)
-    arguments = _defaults(small, "auto")
+    arguments = engine_arguments(small, "auto", card)
     assert arguments["dtype"] == "bfloat16"
-    assert arguments["kv_cache_memory_bytes"] == 2 * 32768 * small.kv_bytes_per_token
-    assert arguments["gpu_memory_utilization"] < 0.2
-    assert 0.3 < _defaults(large, "auto")["gpu_memory_utilization"] < 0.6
-    monkeypatch.setattr(vllm.platforms, "current_platform", _Card(75), raising=False)
-    assert _defaults(small, "auto")["dtype"] == "float32", "before Ampere vLLM picks float16"
+    assert arguments["gpu_memory_utilization"] < 0.3
+    assert 0.3 < engine_arguments(large, "auto", card)["gpu_memory_utilization"] < 0.7
+    older = Device("gpu", 16 << 30, bfloat16=False)
+    assert engine_arguments(small, "auto", older)["dtype"] == "float32", "vLLM picks float16"
+
+
+@pytest.mark.parametrize("gibibytes", [8, 16, 24, 40, 80, 141])
+def test_the_cache_holds_two_steps_and_the_longest_input(gibibytes: int) -> None:
+    model = MODELS["Qwen/Qwen3-Embedding-0.6B"]
+    arguments = engine_arguments(model, "bfloat16", Device("gpu", gibibytes << 30))
+    tokens = arguments["kv_cache_memory_bytes"] // model.kv_bytes_per_token
+    assert tokens >= 2 * arguments["max_num_batched_tokens"] + 8 * arguments["max_num_seqs"]
+    assert tokens > model.context
+    assert arguments["gpu_memory_utilization"] <= 0.92
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_queries_pass_documents(checkpoint: str, overlap: bool) -> None:
+    """Small steps, so that a call spans many and several are under way when steps overlap."""
+    steps = {"max_num_batched_tokens": 128, "max_num_seqs": 16, "async_scheduling": overlap}
+    with Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as embedder:
+        texts = [f"text {i} " + "word " * (i * 7 % 30) for i in range(200)]
+        texts.append("longer than a step " * 40)
+        expected = embedder.encode_document(texts[::-1])[::-1]
+        done: list[str] = []
+        with ThreadPoolExecutor(2) as pool:
+            documents = pool.submit(embedder.encode_document, texts * 4)
+            documents.add_done_callback(lambda _: done.append("documents"))
+            for _ in range(3):
+                embedder.encode_query(["passes"])
+            done.append("queries")
+            np.testing.assert_allclose(documents.result()[-201:], expected, atol=2e-6)
+        assert done[0] == "queries"
 
 
 def test_nothing_starts_before_the_first_call(checkpoint: str) -> None:

@@ -1,9 +1,11 @@
-"""vLLM in this process: one thread owns the engine and steps it for every caller.
+"""vLLM in this process: one thread owns the engine core and steps it for every caller.
 
 `vllm.LLM` may not be entered twice (it hangs, or aborts the interpreter), so callers never
-touch it: they put jobs into an inbox, the thread admits them between steps into one continuous
-batch, and answers each job on the background loop. The engine core runs in this process too:
-nothing can stay behind when the process is killed, and nothing is serialised on the way.
+touch vLLM: they put jobs into an inbox, the thread hands the core what its next step should hold,
+queries first, and answers each job on the background loop. The core runs in this process too:
+nothing can stay behind when the process is killed, and nothing is serialised on the way. It is
+fed token ids directly: `LLMEngine`'s own input and output processing, made for generation, costs
+as much a short text as the rest of a step (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -17,15 +19,17 @@ import os
 import queue
 import random
 import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from qwen3_embeddings import models
+from qwen3_embeddings import models, profiles
 from qwen3_embeddings.engines.base import Prompt, Served, check_lengths
 from qwen3_embeddings.errors import (
     ConfigurationError,
@@ -44,6 +48,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+MIXED_SECONDS = 1.0
+"""How long after a query the steps of documents stay small."""
+MIXED_TOKENS = 4096
+"""Most tokens of a small step."""
+
 # vLLM keeps the state of a forward pass in module globals: engines of one process take turns.
 _turn = threading.Lock()
 _alive: set[int] = set()  # ids of the engines of this process; guarded by _turn
@@ -60,7 +69,7 @@ class _Job:
     answer: asyncio.Future[Vectors]
     rows: list[Any] = field(default_factory=list)
     missing: int = 0
-    request_ids: list[str] = field(default_factory=list)
+    request_ids: list[str] = field(default_factory=list)  # of the prompts the core has been given
 
     def finish(self, rows: Vectors | None, error: BaseException | None = None) -> None:
         """Answer on the caller's loop; an answer nobody waits for is dropped."""
@@ -155,7 +164,7 @@ class VLLMEngine:
 
 
 class _EngineThread(threading.Thread):
-    """The only code that touches vLLM's engine."""
+    """The only code that touches vLLM's engine core."""
 
     def __init__(self, model: str, dtype: str, engine_kwargs: dict[str, Any]) -> None:
         super().__init__(name="qwen3-embeddings-vllm", daemon=True)
@@ -163,12 +172,14 @@ class _EngineThread(threading.Thread):
         self.over: Future[None] = Future()
         self._settings = (model, dtype, engine_kwargs)
         self._inbox: queue.SimpleQueue[tuple[str, _Job | None]] = queue.SimpleQueue()
-        self._jobs: set[_Job] = set()  # admitted and not answered
+        self._jobs: set[_Job] = set()  # taken from the inbox and not answered
+        self._lines: dict[bool, deque[_Job]] = {True: deque(), False: deque()}  # by `urgent`
+        self._mixed_until = 0.0
         self._rows: dict[str, tuple[_Job, int]] = {}  # by request: whose row it is
         self._ids = itertools.count()
         self._gate = threading.Lock()
         self._refusal: EngineError | None = None
-        self._tokenizer: Tokenizer
+        self._built: _Built
 
     # Called from other threads.
 
@@ -178,7 +189,7 @@ class _EngineThread(threading.Thread):
         return self.is_alive() and self._refusal is None
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
+        return [encoding.ids for encoding in self._built.tokenizer.encode_batch_fast(texts)]
 
     def submit(self, job: _Job) -> None:
         with self._gate:
@@ -208,18 +219,18 @@ class _EngineThread(threading.Thread):
     def _live(self) -> None:
         try:
             with _turn:
-                engine, served, self._tokenizer = _build(*self._settings)
-                _alive.add(id(engine))
+                core, self._built = _build(*self._settings)
+                _alive.add(id(core))
         except BaseException as error:
             _forget_frames(error)
             with _turn:
                 _free_memory()
             _settle(self.ready, error=_start_error(error, self._settings[0]))
             return
-        _settle(self.ready, served)
+        _settle(self.ready, self._built.served)
         refusal: EngineError = _closed_error()
         try:
-            self._serve(engine)
+            self._serve(core)
         except BaseException as error:
             logger.exception("the vLLM engine died")
             _forget_frames(error)
@@ -230,23 +241,22 @@ class _EngineThread(threading.Thread):
         with self._gate:
             self._refusal = refusal
         with _turn:  # the next engine is built when this one's memory is free
-            _shut_down(engine)
-            del engine
+            _shut_down(core)
+            del core
             _free_memory()
         self._fail_all(refusal)
 
-    def _serve(self, engine: Any) -> None:
-        """Step the engine until told to stop, admitting and aborting between steps."""
-        while True:
-            if not self._admit(engine):
-                return
+    def _serve(self, core: Any) -> None:
+        """Step the core until told to stop, admitting and aborting between steps."""
+        while self._admit(core):
             if self._jobs:
+                self._fill(core)
                 with _turn:
-                    outputs = engine.step()
+                    outputs = core.get_output().outputs
                 for output in outputs:
                     self._collect(output)
 
-    def _admit(self, engine: Any) -> bool:
+    def _admit(self, core: Any) -> bool:
         """Take all that waits in the inbox; with nothing to step, wait for more."""
         idle = not self._jobs
         while True:
@@ -258,55 +268,60 @@ class _EngineThread(threading.Thread):
             if what == "stop":
                 return False
             assert job is not None
-            if what == "add":
-                self._add(engine, job)
-            else:
-                self._drop(engine, job)
+            if what == "abort":
+                self._drop(core, job)
+            elif not job.answer.cancelled():
+                job.missing = len(job.prompts)
+                job.rows = [None] * job.missing
+                self._jobs.add(job)
+                self._lines[job.urgent].append(job)
+                if job.urgent:
+                    self._mixed_until = time.monotonic() + MIXED_SECONDS
 
-    def _add(self, engine: Any, job: _Job) -> None:
-        from vllm import PoolingParams
+    def _fill(self, core: Any) -> None:
+        """Give the core what its next step should hold: queries, then documents."""
+        tokens, texts = self._built.step_tokens, self._built.step_texts
+        if self._lines[False] and time.monotonic() < self._mixed_until:
+            tokens = min(tokens, MIXED_TOKENS)  # a query waits for the steps under way
+        room = tokens
+        for line in (self._lines[True], self._lines[False]):
+            while line and texts:
+                job = line[0]
+                ids = job.prompts[len(job.request_ids)]
+                if len(ids) > room and room < tokens:
+                    return
+                self._add(core, job, ids)
+                room -= len(ids)
+                texts -= 1
+                if len(job.request_ids) == len(job.prompts):
+                    line.popleft()
 
-        if job.answer.cancelled():
-            return
-        self._jobs.add(job)
-        job.missing = len(job.prompts)
-        job.rows = [None] * job.missing
-        try:
-            for row, ids in enumerate(job.prompts):
-                request_id = str(next(self._ids))
-                # vLLM fills a request's parameters in, so each request has its own.
-                parameters = PoolingParams(task="embed", dimensions=job.dimensions)
-                prompt = {"prompt_token_ids": ids}
-                engine.add_request(request_id, prompt, parameters, priority=not job.urgent)
-                self._rows[request_id] = (job, row)
-                job.request_ids.append(request_id)
-        except Exception as error:
-            said = f"vLLM refused the request: {error}. Report it with the engine_kwargs in use."
-            self._answer(job, error=EngineError(said))
-            self._drop(engine, job)
+    def _add(self, core: Any, job: _Job, ids: list[int]) -> None:
+        request_id = str(next(self._ids))
+        self._rows[request_id] = (job, len(job.request_ids))
+        job.request_ids.append(request_id)
+        core.add_request(self._built.request(request_id, ids))
 
-    def _drop(self, engine: Any, job: _Job) -> None:
+    def _drop(self, core: Any, job: _Job) -> None:
         self._jobs.discard(job)
+        with contextlib.suppress(ValueError):
+            self._lines[job.urgent].remove(job)
         unfinished = [i for i in job.request_ids if self._rows.pop(i, None) is not None]
         if unfinished:
-            engine.abort_request(unfinished)
+            core.abort_requests(unfinished)
 
     def _collect(self, output: Any) -> None:
         job, row = self._rows.pop(output.request_id, (None, 0))
-        if job is None or not output.finished:
+        if job is None:
             return
-        job.rows[row] = output.outputs.data
+        job.rows[row] = output.pooling_output
         job.missing -= 1
         if not job.missing:
             import torch
 
-            self._answer(job, torch.stack(job.rows).to("cpu", torch.float32).numpy())
-
-    def _answer(
-        self, job: _Job, rows: Vectors | None = None, error: Exception | None = None
-    ) -> None:
-        self._jobs.discard(job)
-        job.finish(rows, error)
+            rows = torch.stack(job.rows)[:, : job.dimensions]
+            self._jobs.discard(job)
+            job.finish(rows.to("cpu", torch.float32).numpy())
 
     def _fail_all(self, refusal: EngineError) -> None:
         """Fail what is here; what comes from now on is refused at the gate."""
@@ -318,6 +333,8 @@ class _EngineThread(threading.Thread):
             job.finish(None, refusal)
         self._jobs.clear()
         self._rows.clear()
+        for line in self._lines.values():
+            line.clear()
 
 
 def _closed_error() -> EngineClosedError:
@@ -341,13 +358,24 @@ def _forget_frames(error: BaseException) -> None:
         link = link.__cause__ or link.__context__
 
 
-def _build(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Any, Served, Tokenizer]:
-    """A started engine, what it serves, and its tokenizer."""
+@dataclass(frozen=True)
+class _Built:
+    """A started core's sizes, and what turns texts into its requests."""
+
+    served: Served
+    tokenizer: Tokenizer
+    step_tokens: int
+    step_texts: int
+    request: Callable[[str, list[int]], Any]
+
+
+def _build(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Any, _Built]:
+    """A started engine core, and what goes with it."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     try:
         from vllm import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
+        from vllm.v1.engine.core_client import EngineCoreClient
         from vllm.v1.executor import Executor
     except ImportError as error:
         raise MissingDependencyError(
@@ -357,9 +385,11 @@ def _build(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Any, S
         ) from error
     model = models.describe(name)
     tokenizer = _load_tokenizer(name, engine_kwargs)
-    arguments = _defaults(model, dtype) | engine_kwargs
+    defaults = profiles.engine_arguments(model, dtype, _device())
     try:
-        engine_args = EngineArgs(model=name, **arguments)
+        engine_args = EngineArgs(
+            model=name, **{"use_tqdm_on_load": False} | defaults | engine_kwargs
+        )
     except TypeError as error:
         raise ConfigurationError(
             f"engine_kwargs holds what vLLM does not know ({error}). Its names are the fields of "
@@ -368,17 +398,62 @@ def _build(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Any, S
     # On a CPU the variable decides the executor.
     with _environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"), _random_states():
         config = engine_args.create_engine_config()
-        engine = LLMEngine(
+        core = EngineCoreClient.make_client(
+            multiprocess_mode=False,
+            asyncio_mode=False,
             vllm_config=config,
             executor_class=Executor.get_class(config),
             log_stats=False,
-            multiprocess_mode=False,
         )
-    if finalizer := getattr(engine.engine_core, "_finalizer", None):
+    if finalizer := getattr(core, "_finalizer", None):
         finalizer.atexit = False  # else vLLM shuts down at exit under a thread that still steps
     size = model.dimensions
-    context = config.model_config.max_model_len
-    return engine, Served("vllm", name, size, size, context), tokenizer
+    scheduler = config.scheduler_config
+    return core, _Built(
+        served=Served("vllm", name, size, size, config.model_config.max_model_len),
+        tokenizer=tokenizer,
+        step_tokens=scheduler.max_num_batched_tokens,
+        step_texts=max(1, scheduler.max_num_seqs // config.max_concurrent_batches),
+        request=_request_maker(config.model_config),
+    )
+
+
+def _request_maker(model_config: Any) -> Callable[[str, list[int]], Any]:
+    """What makes a request of an id and token ids.
+
+    Every request asks for the full size: the rows of a step then leave the device in one copy,
+    where vLLM cuts and copies them one by one as soon as any asks for less.
+    """
+    from vllm import PoolingParams
+    from vllm.v1.engine import EngineCoreRequest
+
+    parameters = PoolingParams(task="embed")
+    parameters.verify(model_config)
+
+    def request(request_id: str, ids: list[int]) -> Any:
+        return EngineCoreRequest(
+            request_id=request_id,
+            prompt_token_ids=ids,
+            mm_features=None,
+            sampling_params=None,
+            pooling_params=parameters,
+            arrival_time=0.0,
+            lora_request=None,
+            cache_salt=None,
+            data_parallel_rank=None,
+        )
+
+    return request
+
+
+def _device() -> profiles.Device:
+    """The device vLLM will run on."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        return profiles.Device("cpu")
+    memory = current_platform.get_device_total_memory()
+    return profiles.Device("gpu", memory, current_platform.has_device_capability(80))
 
 
 @contextlib.contextmanager
@@ -405,43 +480,6 @@ def _random_states() -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(array)
         torch.set_rng_state(tensor)
-
-
-def _defaults(model: models.Model, dtype: str) -> dict[str, Any]:
-    """Engine arguments for embedding with `model` on the device of this machine."""
-    from vllm.platforms import current_platform
-
-    on_cpu = current_platform.is_cpu()
-    dtype = model.precision(dtype)
-    if dtype == "bfloat16" and not on_cpu and not current_platform.has_device_capability(80):
-        dtype = "float32"  # before Ampere vLLM would fall back to float16
-    batched_tokens = 4096 if on_cpu else 32768
-    arguments: dict[str, Any] = {
-        "runner": "pooling",
-        "convert": "embed",
-        "dtype": dtype,
-        "hf_overrides": {"is_matryoshka": True},
-        "max_model_len": model.context,
-        "max_num_batched_tokens": batched_tokens,
-        "max_num_seqs": 256 if on_cpu else 1024,
-        "scheduling_policy": "priority",
-        "enable_prefix_caching": False,
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-    }
-    # Room for two of the longest inputs or two full steps, whichever is more: a pooling engine
-    # keeps nothing between requests, so more cache would never be read.
-    width = 2 if dtype == "float32" else 1
-    tokens = 2 * max(model.context, batched_tokens)
-    cache = tokens * model.kv_bytes_per_token * width
-    arguments["kv_cache_memory_bytes"] = cache
-    if on_cpu:
-        arguments["enforce_eager"] = True  # compiling takes a C++ compiler and minutes
-    else:
-        need = model.parameters * 2 * width + cache + (6 << 30)
-        total = current_platform.get_device_total_memory()
-        arguments["gpu_memory_utilization"] = round(min(0.92, max(0.05, need / total)), 3)
-    return arguments
 
 
 def _load_tokenizer(name: str, engine_kwargs: dict[str, Any]) -> Tokenizer:
@@ -482,10 +520,9 @@ def _start_error(error: BaseException, name: str) -> Exception:
     return wrapped
 
 
-def _shut_down(engine: Any) -> None:
-    """Stop the engine; what it holds goes with the last reference to it."""
-    client = engine.engine_core
-    _alive.discard(id(engine))
+def _shut_down(client: Any) -> None:
+    """Stop the core; what it holds goes with the last reference to it."""
+    _alive.discard(id(client))
     try:
         if not _alive:
             client.shutdown()
