@@ -159,6 +159,10 @@ class Qwen3Embeddings(BaseModel, Embeddings):
     """What to do with a text longer than the model's context: `'error'`, `'truncate'` (keeps
     instruction and end token) or `'mean'` (pieces, weighted by their tokens)."""
 
+    on_error: str = "stop"
+    """When a text cannot be embedded: `'stop'` at once, or `'finish'` all others first and then
+    raise `qwen3_embeddings.TextsFailedError`. Either error carries what was computed."""
+
     engine: str | None = None
     """`'vllm'`, `'server'` or `'reference'`; None chooses by `base_url`."""
 
@@ -218,7 +222,12 @@ class Qwen3Embeddings(BaseModel, Embeddings):
             TextEncodingError: a text holds a lone surrogate.
             TextTooLongError: a text is over the context and `overflow` is `'error'`.
             DimensionsError: `dimensions` is over what the engine's model has.
+            TextRefusedError: the server refuses a text and takes others.
+            InvalidVectorError: the engine answered NaN, infinity or zeros to a text.
+            TextsFailedError: in place of these, after all other texts, with `on_error='finish'`.
             EngineError: the engine or server failed; the subclass says how.
+
+        Whatever of these comes after something was computed carries it as `error.computed`.
         """
         vectors = self._embedder.encode_document(texts, show_progress=self.show_progress_bar)
         rows: list[list[float]] = vectors.tolist()

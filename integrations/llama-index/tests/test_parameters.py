@@ -36,6 +36,7 @@ PARAMETERS: dict[str, Any] = {
     "text_instruction": "Represent this",
     "dtype": "bfloat16",
     "overflow": "truncate",
+    "on_error": "finish",
     "engine": "server",
     "embed_batch_size": 7,
     "num_workers": 3,

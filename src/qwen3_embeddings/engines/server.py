@@ -22,12 +22,13 @@ from qwen3_embeddings.engines import wire
 from qwen3_embeddings.engines.base import Prompt, Served
 from qwen3_embeddings.engines.http import Connection, closed_error
 from qwen3_embeddings.errors import (
+    Computed,
     DimensionsError,
     ModelNotFoundError,
-    ServerError,
+    Qwen3EmbeddingsError,
     ServerRefusedError,
-    ServerResponseError,
     TextError,
+    TextRefusedError,
     TextTooLongError,
 )
 from qwen3_embeddings.matryoshka import Vectors
@@ -134,25 +135,30 @@ class ServerEngine:
         texts = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str)]
         others = [i for i, prompt in enumerate(prompts) if not isinstance(prompt, str)]
 
-        async def part(group: list[int]) -> Vectors:
+        if not (texts and others):
+            return await self._gather(prompts, dimensions, bool(texts), urgent)
+        pieces: list[tuple[list[int], Vectors]] = []
+        errors: list[Qwen3EmbeddingsError] = []
+
+        async def part(group: list[int]) -> None:
             """The rows of one kind of prompts: a request holds one kind."""
             mine = [prompts[i] for i in group]
             try:
-                return await self._gather(mine, dimensions, group is texts, urgent)
-            except TextError as error:
-                raise error.at(group[i] for i in error.positions) from error.__cause__
+                pieces.append((group, await self._gather(mine, dimensions, group is texts, urgent)))
+            except Qwen3EmbeddingsError as error:
+                if error.computed is not None:
+                    there = [group[i] for i in error.computed.positions]
+                    pieces.append((there, error.computed.vectors))
+                if isinstance(error, TextError):
+                    error = error.at(group[i] for i in error.positions)
+                errors.append(error)
 
-        groups = [group for group in (texts, others) if group]
-        answers = await asyncio.gather(*map(part, groups))
-        if len({answer.shape[1] for answer in answers}) > 1:
-            raise ServerResponseError(
-                "the server answered two sizes to one call. Check that every replica behind "
-                "base_url serves the same model."
-            )
-        rows = np.empty((len(prompts), answers[0].shape[1]), dtype=np.float32)
-        for group, answer in zip(groups, answers, strict=True):
-            rows[group] = answer
-        return rows
+        await asyncio.gather(part(texts), part(others))
+        computed = Computed.of(pieces, len(prompts))
+        if errors:
+            raise errors[0].carrying(computed)
+        assert computed is not None
+        return computed.vectors
 
     async def close(self) -> None:
         """Fail what waits, and close the connections."""
@@ -209,36 +215,45 @@ class ServerEngine:
             return
         try:
             _hand_out(group, await self._request(self._name, prompts, dimensions))
-        except (ServerRefusedError, TextTooLongError):
+        except (ServerRefusedError, TextTooLongError) as error:
+            _blame_of_a_text(error)
             for waiting in group:  # the refused one must not take the others with it
                 try:
                     await self._deliver([waiting], dimensions)
-                except (ServerError, TextError) as error:
-                    _fail([waiting], error)
+                except Qwen3EmbeddingsError as failure:
+                    _fail([waiting], failure)
 
     async def _request_halving(self, prompts: list[Prompt], dimensions: int | None) -> Vectors:
         """A request's rows; a refused one is halved, until the texts to blame stand alone."""
+        pieces: list[tuple[range, Vectors]] = []
+        blamed: dict[int, TextError] = {}
+        todo = [range(len(prompts))]
         try:
-            return await self._request(self._name, prompts, dimensions)
-        except TextTooLongError as error:
-            if len(prompts) == 1:
-                raise error.at([0]) from None
-        except ServerRefusedError:
-            if len(prompts) == 1:
-                raise
-        middle = len(prompts) // 2
-        rows: list[Vectors] = []
-        long: list[TextTooLongError] = []
-        for start, half in ((0, prompts[:middle]), (middle, prompts[middle:])):
-            try:
-                rows.append(await self._request_halving(half, dimensions))
-            except TextTooLongError as error:
-                long.append(error.at(start + i for i in error.positions))
-        if long:
-            raise long[0].at(i for error in long for i in error.positions)
-        self.chunk_texts = min(self.chunk_texts, max(middle, 1))
+            while todo:
+                part = todo.pop()
+                mine = [prompts[i] for i in part]
+                try:
+                    pieces.append((part, await self._request(self._name, mine, dimensions)))
+                except (ServerRefusedError, TextTooLongError) as error:
+                    blame = _blame_of_a_text(error)
+                    middle = len(part) // 2
+                    if middle:
+                        todo += [part[middle:], part[:middle]]
+                    else:
+                        blamed[part[0]] = blame
+            if not pieces and TextRefusedError in map(type, blamed.values()):
+                await self._request(self._name, ["probe"], dimensions)  # or is it the server?
+        except Qwen3EmbeddingsError as error:
+            raise error.carrying(Computed.of(pieces, len(prompts))) from error.__cause__
+        if blamed:
+            first = next(iter(blamed.values()))  # others are sent again by the embedder
+            alike = [i for i, error in blamed.items() if type(error) is type(first)]
+            raise first.at(alike).carrying(Computed.of(pieces, len(prompts)))
+        if len(pieces) == 1:
+            return pieces[0][1]
+        self.chunk_texts = min(self.chunk_texts, max(len(part) for part, _ in pieces))
         logger.info("%s takes no %d texts at once", self.base_url, len(prompts))
-        return np.concatenate(rows)
+        return np.concatenate([rows for _, rows in pieces])
 
     # Requests.
 
@@ -329,6 +344,15 @@ def _not_served(base_url: str, names: list[str], model: str | None) -> ModelNotF
         + (f", not {model!r}" if model else "")
         + ". Pass one of its names as model."
     )
+
+
+def _blame_of_a_text(error: ServerRefusedError | TextTooLongError) -> TextError:
+    """A refusal as one of a single text's; raised again when no text can be the cause."""
+    if isinstance(error, TextTooLongError):
+        return error
+    if error.status not in {400, 413, 422}:
+        raise error
+    return TextRefusedError(str(error))
 
 
 def _take(line: list[_Waiting], most: int) -> list[_Waiting]:
