@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import SecretStr
 
 from qwen3_embeddings import (
     TASKS,
@@ -335,6 +336,21 @@ def test_a_key_is_never_shown_or_pickled() -> None:
     shown = [repr(embedder), str(embedder), repr(vars(embedder)), str(pickle.dumps(embedder))]
     shown += [repr(vars(embedder._lease)), repr(vars(embedder._lease.engine)), embedder._lease._key]
     assert not [text for text in shown if key in text]
+
+
+def test_secret_headers_are_never_shown_or_pickled() -> None:
+    headers = {"Authorization": "Basic hush-1", "X-Api-Key": "hush-2", "X-Team": "search"}
+    given = headers | {"X-Pin": SecretStr("hush-3")}
+    embedder = Embedder(base_url="http://localhost:1/v1", default_headers=given)
+    client = embedder._lease.engine._connection._client  # type: ignore[attr-defined]
+    sent = {name.lower(): value for name, value in headers.items()} | {"x-pin": "hush-3"}
+    assert sent.items() <= dict(client.headers).items()
+    shown = [repr(embedder), repr(vars(embedder)), str(pickle.dumps(embedder))]
+    shown += [repr(vars(embedder._lease)), repr(vars(embedder._lease.engine)), embedder._lease._key]
+    assert not [text for text in shown if "hush" in text]
+    twin = pickle.loads(pickle.dumps(embedder))
+    assert twin._settings["default_headers"] == {"X-Team": "search"}
+    assert copy.deepcopy(embedder)._lease is embedder._lease
 
 
 def test_truncating_commutes_with_asking_for_a_size(checkpoint: str, embedder: Embedder) -> None:

@@ -35,7 +35,7 @@ from qwen3_embeddings.errors import (
 )
 from qwen3_embeddings.instructions import Task, find_task, instruct
 from qwen3_embeddings.matryoshka import Vectors, check_dimensions, normalize, truncate
-from qwen3_embeddings.secret import Secret, SupportsSecret
+from qwen3_embeddings.secret import Secret, SupportsSecret, hide, shown
 
 if TYPE_CHECKING:
     import ssl
@@ -168,7 +168,11 @@ class Embedder:
         max_concurrency: requests to a server under way at once (16).
         timeout: seconds one request to a server may take.
         max_retries: further attempts after what may pass (429, 5xx, broken connections).
-        default_headers: sent with every request to a server.
+        restart_timeout: seconds documents wait for a server that answered before and is down
+            now, as while it restarts. Queries fail after `max_retries`: somebody waits for them.
+        default_headers: sent with every request to a server. Values that are secret (a SecretStr,
+            or under a name like Authorization, Cookie, X-Api-Key) are, like `api_key`, never
+            shown or pickled.
         verify: TLS verification: True, False, a CA file, or an `ssl.SSLContext`.
         engine_kwargs: further arguments of the engine, by the engine's own names: vLLM's
             `EngineArgs`, or sentence-transformers' `SentenceTransformer`.
@@ -198,12 +202,15 @@ class Embedder:
         max_concurrency: int | None = None,
         timeout: float = 60.0,
         max_retries: int = 4,
-        default_headers: Mapping[str, str] | None = None,
+        restart_timeout: float = 180.0,
+        default_headers: Mapping[str, str | SupportsSecret] | None = None,
         verify: bool | str | ssl.SSLContext = True,
         engine_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         settings = {k: v for k, v in locals().items() if k not in {"self", "api_key"}}
         _check_types(settings)
+        headers = hide(default_headers or {})
+        settings["default_headers"] = headers
         environment = os.environ.get
         if engine in {None, "server"}:
             base_url = base_url or environment("QWEN3_EMBEDDINGS_BASE_URL")
@@ -224,6 +231,7 @@ class Embedder:
         _check_at_least("max_concurrency", max_concurrency, 1)
         _check_at_least("max_retries", max_retries, 0)
         _check_at_least("timeout", timeout, 1e-3)
+        _check_at_least("restart_timeout", restart_timeout, 0)
         self._choose_instructions(task, query_instruction, document_instruction)
         self._engine_kwargs = dict(engine_kwargs or {})
         if self.engine == "server" and engine_kwargs:
@@ -237,7 +245,8 @@ class Embedder:
                 "api_key": Secret.of(api_key or environment("QWEN3_EMBEDDINGS_API_KEY")),
                 "timeout": timeout,
                 "max_retries": max_retries,
-                "default_headers": dict(default_headers or {}),
+                "restart_timeout": restart_timeout,
+                "default_headers": headers,
                 "verify": verify,
                 "max_concurrency": max_concurrency or 16,
                 "batch_size": batch_size or 64,
@@ -381,13 +390,17 @@ class Embedder:
         return self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as its settings, without the key: the other process reads its environment."""
-        instructions = {
+        """Pickled as its settings, without key and secret headers.
+
+        The other process reads the key from its environment.
+        """
+        others = {
+            "default_headers": shown(self._settings["default_headers"]),
             "task": self.task,
             "query_instruction": self.query_instruction,
             "document_instruction": self.document_instruction,
         }
-        return _rebuild, (type(self), self._settings | instructions)
+        return _rebuild, (type(self), self._settings | others)
 
     # How a text goes.
 
@@ -612,7 +625,8 @@ def _check_types(settings: Mapping[str, Any]) -> None:
     texts |= {"query_instruction", "document_instruction"}
     counts = {"batch_size", "max_concurrency", "max_retries"}
     mappings = {"default_headers", "engine_kwargs"}
-    kinds = ((str, texts), (int, counts), (int | float, {"timeout"}), (Mapping, mappings))
+    seconds = {"timeout", "restart_timeout"}
+    kinds = ((str, texts), (int, counts), (int | float, seconds), (Mapping, mappings))
     for kind, names in kinds:
         for name in sorted(names):
             value = settings[name]

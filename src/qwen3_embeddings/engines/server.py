@@ -27,6 +27,7 @@ from qwen3_embeddings.errors import (
     ModelNotFoundError,
     Qwen3EmbeddingsError,
     ServerRefusedError,
+    ServerResponseError,
     TextError,
     TextRefusedError,
     TextTooLongError,
@@ -57,6 +58,7 @@ class ServerEngine:
         api_key: the server's key.
         timeout: seconds a request may take.
         max_retries: further attempts after what may pass.
+        restart_timeout: seconds documents wait for a server that answered before and is down.
         default_headers: sent with every request.
         verify: TLS verification.
         max_concurrency: requests under way at once, for queries and for documents each.
@@ -73,7 +75,8 @@ class ServerEngine:
         api_key: Secret | None = None,
         timeout: float = 60.0,
         max_retries: int = 4,
-        default_headers: Mapping[str, str] | None = None,
+        restart_timeout: float = 180.0,
+        default_headers: Mapping[str, str | Secret] | None = None,
         verify: bool | str | ssl.SSLContext = True,
         max_concurrency: int = 16,
         batch_size: int = 64,
@@ -83,6 +86,7 @@ class ServerEngine:
             api_key=api_key,
             timeout=timeout,
             max_retries=max_retries,
+            restart_timeout=restart_timeout,
             default_headers=default_headers or {},
             verify=verify,
         )
@@ -122,7 +126,7 @@ class ServerEngine:
         async def one(text: str) -> list[int]:
             body = {"model": served.model, "prompt": text, "add_special_tokens": True}
             async with free:
-                answer = await self._connection.post(url, body)
+                answer = await self._connection.post(url, body, patient=True)
             return wire.read_tokens(answer.content)
 
         return list(await asyncio.gather(*map(one, texts)))
@@ -195,7 +199,7 @@ class ServerEngine:
             group = _take(line, self.chunk_texts)
             if not group:
                 return
-            request = asyncio.create_task(self._deliver(group, dimensions))
+            request = asyncio.create_task(self._deliver(group, dimensions, not urgent))
             for waiting in group:  # a caller that gives up lets the others go on
                 waiting.answer.add_done_callback(
                     lambda _: all(other.answer.cancelled() for other in group) and request.cancel()
@@ -208,22 +212,24 @@ class ServerEngine:
             except Exception as error:
                 _fail(group, error)
 
-    async def _deliver(self, group: list[_Waiting], dimensions: int | None) -> None:
+    async def _deliver(self, group: list[_Waiting], dimensions: int | None, patient: bool) -> None:
         prompts = [prompt for waiting in group for prompt in waiting.prompts]
         if len(group) == 1:
-            _hand_out(group, await self._request_halving(prompts, dimensions))
+            _hand_out(group, await self._request_halving(prompts, dimensions, patient))
             return
         try:
-            _hand_out(group, await self._request(self._name, prompts, dimensions))
+            _hand_out(group, await self._request(self._name, prompts, dimensions, patient))
         except (ServerRefusedError, TextTooLongError) as error:
             _blame_of_a_text(error)
             for waiting in group:  # the refused one must not take the others with it
                 try:
-                    await self._deliver([waiting], dimensions)
+                    await self._deliver([waiting], dimensions, patient)
                 except Qwen3EmbeddingsError as failure:
                     _fail([waiting], failure)
 
-    async def _request_halving(self, prompts: list[Prompt], dimensions: int | None) -> Vectors:
+    async def _request_halving(
+        self, prompts: list[Prompt], dimensions: int | None, patient: bool
+    ) -> Vectors:
         """A request's rows; a refused one is halved, until the texts to blame stand alone."""
         pieces: list[tuple[range, Vectors]] = []
         blamed: dict[int, TextError] = {}
@@ -233,16 +239,17 @@ class ServerEngine:
                 part = todo.pop()
                 mine = [prompts[i] for i in part]
                 try:
-                    pieces.append((part, await self._request(self._name, mine, dimensions)))
+                    rows = await self._request(self._name, mine, dimensions, patient)
+                    pieces.append((part, rows))
                 except (ServerRefusedError, TextTooLongError) as error:
                     blame = _blame_of_a_text(error)
                     middle = len(part) // 2
                     if middle:
                         todo += [part[middle:], part[:middle]]
                     else:
+                        if isinstance(blame, TextRefusedError) and not (pieces or blamed):
+                            await self._request(self._name, ["probe"], dimensions)  # or the server?
                         blamed[part[0]] = blame
-            if not pieces and TextRefusedError in map(type, blamed.values()):
-                await self._request(self._name, ["probe"], dimensions)  # or is it the server?
         except Qwen3EmbeddingsError as error:
             raise error.carrying(Computed.of(pieces, len(prompts))) from error.__cause__
         if blamed:
@@ -298,7 +305,9 @@ class ServerEngine:
         name = matches[0]["id"]
         return name, str(root or name), context if isinstance(context, int) else None, names
 
-    async def _request(self, name: str, prompts: list[Prompt], dimensions: int | None) -> Vectors:
+    async def _request(
+        self, name: str, prompts: list[Prompt], dimensions: int | None, patient: bool = False
+    ) -> Vectors:
         """One request's vectors; falls back where the server turns out not to speak a feature."""
         form = self._form
         body: dict[str, Any] = {"model": name, "input": prompts} | wire.ask(wire.FORMATS[form])
@@ -306,7 +315,7 @@ class ServerEngine:
         if ask_size:
             body["dimensions"] = dimensions
         try:
-            answer = await self._connection.post(self.base_url + "/embeddings", body)
+            answer = await self._connection.post(self.base_url + "/embeddings", body, patient)
         except ServerRefusedError as error:
             if ask_size and re.search("matryoshka|dimension", str(error), re.IGNORECASE):
                 self._cut_here(str(error))
@@ -314,22 +323,30 @@ class ServerEngine:
                 self._form = form + 1
             else:
                 raise
-            return await self._request(name, prompts, dimensions)
+            return await self._request(name, prompts, dimensions, patient)
         content_type = answer.headers.get("content-type", "")
         spoken, vectors = wire.read(answer.content, content_type, len(prompts))
         self._form = max(self._form, wire.FORMATS.index(spoken))
-        return vectors if dimensions is None else self._fit(vectors, dimensions)
+        return vectors if self._served is None else self._fit(vectors, dimensions, ask_size)
 
-    def _fit(self, vectors: Vectors, dimensions: int) -> Vectors:
+    def _fit(self, vectors: Vectors, dimensions: int | None, asked: bool) -> Vectors:
         """Vectors of the size asked for, cut here when the server did not."""
-        size = vectors.shape[1]
+        assert self._served is not None
+        size, own = vectors.shape[1], self._served.dimensions
+        if size != own and not (asked and size == dimensions):
+            raise ServerResponseError(
+                f"the server answered {size} numbers a text, and {own} when it was first asked: "
+                "another model stands behind base_url now. Close this embedder and make another, "
+                "and embed everything again."
+            )
+        if dimensions is None or size == dimensions:
+            return vectors
         if size < dimensions:
             raise DimensionsError(
                 f"the server gives {size} numbers a text and cannot give {dimensions}. Ask for at "
                 f"most dimensions={size}, or start the server without a smaller default size."
             )
-        if size > dimensions:
-            self._cut_here(f"it answered {size} numbers to dimensions={dimensions}")
+        self._cut_here(f"it answered {size} numbers to dimensions={dimensions}")
         return vectors[:, :dimensions]  # the embedder brings every row to unit length
 
     def _cut_here(self, why: str) -> None:

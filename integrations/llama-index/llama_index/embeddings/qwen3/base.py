@@ -18,6 +18,7 @@ from llama_index.core.bridge.pydantic import (
     PrivateAttr,
     SecretStr,
     field_serializer,
+    field_validator,
 )
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.storage.kvstore.types import BaseKVStore
@@ -34,6 +35,7 @@ from qwen3_embeddings import (
     TextsFailedError,
 )
 from qwen3_embeddings.embedder import Role
+from qwen3_embeddings.secret import hide, shown
 
 DEFAULT_BATCH_SIZE = 2048
 """Texts LlamaIndex hands over at once. It waits for each batch before it sends the next, so small
@@ -88,8 +90,11 @@ class Qwen3Embedding(BaseEmbedding):
             engine, which bounds its own requests (see `max_concurrency`).
         max_retries: further attempts after what may pass (429, 5xx, broken connections).
         timeout: seconds one request to a server may take.
-        default_headers: sent with every request to a server. Unlike `api_key` they are part of
-            dumps and pickles.
+        restart_timeout: seconds documents wait for a server that answered before and is down
+            now, as while it restarts. Queries fail after `max_retries`: somebody waits for them.
+        default_headers: sent with every request to a server. Values that are secret (a SecretStr,
+            or under a name like Authorization, Cookie, X-Api-Key) are, like `api_key`, in no dump
+            or pickle.
         verify: TLS verification: True, False, a CA file, or an `ssl.SSLContext` (which stays in
             this process: pickling refuses it and dumps leave it out).
         max_concurrency: requests to a server under way at once (16).
@@ -131,7 +136,8 @@ class Qwen3Embedding(BaseEmbedding):
     engine: str | None = Field(default=None, frozen=True, description="Kind of engine.")
     max_retries: int = Field(default=4, frozen=True, description="Further attempts of a request.")
     timeout: float = Field(default=60.0, frozen=True, description="Seconds a request may take.")
-    default_headers: dict[str, str] | None = Field(
+    restart_timeout: float = Field(default=180.0, frozen=True, description="Seconds to wait.")
+    default_headers: dict[str, str | SecretStr] | None = Field(
         default=None, frozen=True, repr=False, description="Headers of every request."
     )
     verify: bool | str | ssl.SSLContext = Field(
@@ -169,7 +175,8 @@ class Qwen3Embedding(BaseEmbedding):
         num_workers: int | None = None,
         max_retries: int = 4,
         timeout: float = 60.0,
-        default_headers: Mapping[str, str] | None = None,
+        restart_timeout: float = 180.0,
+        default_headers: Mapping[str, str | SecretStr] | None = None,
         verify: bool | str | ssl.SSLContext = True,
         max_concurrency: int | None = None,
         engine_kwargs: Mapping[str, Any] | None = None,
@@ -187,6 +194,7 @@ class Qwen3Embedding(BaseEmbedding):
             "engine": engine,
             "max_retries": max_retries,
             "timeout": timeout,
+            "restart_timeout": restart_timeout,
             "default_headers": default_headers,
             "verify": verify,
             "max_concurrency": max_concurrency,
@@ -353,6 +361,15 @@ class Qwen3Embedding(BaseEmbedding):
             data["fingerprint"] = self.fingerprint("document")
         return data
 
+    @field_validator("default_headers")
+    @classmethod
+    def _hide_headers(cls, headers: dict[str, Any] | None) -> dict[str, Any] | None:
+        return headers and hide(headers, SecretStr)
+
+    @field_serializer("default_headers")
+    def _dump_headers(self, headers: dict[str, Any] | None) -> dict[str, str] | None:
+        return headers and shown(headers)
+
     @field_serializer("verify")
     def _dump_verify(self, verify: bool | str | ssl.SSLContext) -> bool | str:
         return True if isinstance(verify, ssl.SSLContext) else verify
@@ -368,8 +385,9 @@ class Qwen3Embedding(BaseEmbedding):
         return self.model_copy()
 
     def __getstate__(self) -> dict[str, Any]:
-        """All parameters but the key, and of the handles those that can be pickled."""
+        """All parameters but key and secret headers, and the handles that can be pickled."""
         parameters = self._parameters()
+        parameters["default_headers"] = self._dump_headers(self.default_headers)
         del parameters["api_key"]
         for name in _HANDLES:
             if not _can_pickle(parameters.get(name)):
