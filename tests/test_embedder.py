@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import SecretStr
 
 from qwen3_embeddings import (
     TASKS,
@@ -16,11 +18,12 @@ from qwen3_embeddings import (
     Embedder,
     Task,
     TextEncodingError,
+    TextsFailedError,
     TextTypeError,
     UnknownTaskError,
     truncate,
 )
-from qwen3_embeddings.embedder import _chunks
+from qwen3_embeddings.embedder import _chunks, _Output, _Plan
 from qwen3_embeddings.instructions import instruct
 
 
@@ -109,6 +112,8 @@ def test_wrong_arguments_say_the_way_out(checkpoint: str) -> None:
         Embedder(checkpoint, dtype="float32", dimensions=256).encode_document(["x"])
     with pytest.raises(ConfigurationError, match="truncate"):
         Embedder(checkpoint, overflow="cut")
+    with pytest.raises(ConfigurationError, match="finish"):
+        Embedder(checkpoint, on_error="skip")
     with pytest.raises(ConfigurationError, match="bfloat16"):
         Embedder(checkpoint, dtype="float16")
     with pytest.raises(ConfigurationError, match="reference"):
@@ -219,6 +224,53 @@ def test_texts_that_grow_in_the_tokenizers_normal_form(checkpoint: str) -> None:
         assert rows.shape == (2, 128)
 
 
+@pytest.mark.parametrize("overflow", ["error", "mean"])
+def test_finish_costs_the_bad_texts_only(
+    checkpoint: str, embedder: Embedder, overflow: str
+) -> None:
+    long = "x y " * 2000
+    texts: list[Any] = ["a", None, "b", "torn \ud83d", long, *(f"text {i}" for i in range(600)), 7]
+    good = [i for i, text in enumerate(texts) if isinstance(text, str) and i != 3]
+    if overflow == "error":
+        good.remove(4)
+    finishing = Embedder(checkpoint, dtype="float32", overflow=overflow, on_error="finish")
+    with pytest.raises(TextsFailedError, match=f"{len(good)} of 606 texts") as caught:
+        finishing.encode_document(texts)
+    error = caught.value
+    assert error.positions == tuple(i for i in range(606) if i not in good)
+    assert [type(kind) for kind in error.errors][:2] == [TextTypeError, TextEncodingError]
+    assert error.errors[0].positions == (1, 605)
+    assert error.computed is not None
+    assert error.computed.positions.tolist() == good
+    assert error.computed.missing == list(error.positions)
+    plain = Embedder(checkpoint, dtype="float32", overflow=overflow)
+    expected = plain.encode_document([texts[i] for i in good])
+    np.testing.assert_allclose(error.computed.vectors, expected, atol=2e-6)
+    twin = pickle.loads(pickle.dumps(error))
+    assert (str(twin), twin.errors[1].positions) == (str(error), (3,))
+    np.testing.assert_array_equal(twin.computed.vectors, error.computed.vectors)
+
+
+async def test_finish_with_nothing_to_embed(checkpoint: str) -> None:
+    finishing = Embedder(checkpoint, dtype="float32", on_error="finish")
+    with pytest.raises(TextsFailedError) as caught:
+        await finishing.aencode_query([None, "\ud83d"])  # type: ignore[list-item]
+    assert (caught.value.positions, caught.value.computed) == ((0, 1), None)
+
+
+def test_pieces_that_cancel_out_fail_their_text_only() -> None:
+    """A mean of zero has no direction; such a text must not take the others along."""
+    plan = _Plan(list("abbc"), [3, 5, 5, 8], [1.0] * 4, split=True)
+    output = _Output(plan, 32, [])
+    rows = np.eye(32, dtype=np.float32)[[0, 1, 1, 2]]
+    rows[2] *= -1
+    output.put(range(4), rows)
+    computed = output.texts(32, 9)
+    assert [failure.positions for failure in output.failures] == [(5,)]
+    assert computed.positions.tolist() == [3, 8]
+    np.testing.assert_array_equal(computed.vectors, rows[[0, 3]])
+
+
 def test_fingerprints(checkpoint: str) -> None:
     plain = Embedder(checkpoint)
     fingerprints = {
@@ -284,6 +336,21 @@ def test_a_key_is_never_shown_or_pickled() -> None:
     shown = [repr(embedder), str(embedder), repr(vars(embedder)), str(pickle.dumps(embedder))]
     shown += [repr(vars(embedder._lease)), repr(vars(embedder._lease.engine)), embedder._lease._key]
     assert not [text for text in shown if key in text]
+
+
+def test_secret_headers_are_never_shown_or_pickled() -> None:
+    headers = {"Authorization": "Basic hush-1", "X-Api-Key": "hush-2", "X-Team": "search"}
+    given = headers | {"X-Pin": SecretStr("hush-3")}
+    embedder = Embedder(base_url="http://localhost:1/v1", default_headers=given)
+    client = embedder._lease.engine._connection._client  # type: ignore[attr-defined]
+    sent = {name.lower(): value for name, value in headers.items()} | {"x-pin": "hush-3"}
+    assert sent.items() <= dict(client.headers).items()
+    shown = [repr(embedder), repr(vars(embedder)), str(pickle.dumps(embedder))]
+    shown += [repr(vars(embedder._lease)), repr(vars(embedder._lease.engine)), embedder._lease._key]
+    assert not [text for text in shown if "hush" in text]
+    twin = pickle.loads(pickle.dumps(embedder))
+    assert twin._settings["default_headers"] == {"X-Team": "search"}
+    assert copy.deepcopy(embedder)._lease is embedder._lease
 
 
 def test_truncating_commutes_with_asking_for_a_size(checkpoint: str, embedder: Embedder) -> None:

@@ -203,18 +203,27 @@ def test_the_longest_input_is_embedded(checkpoint: str, embedder: Embedder) -> N
 
 
 def test_a_dead_engine_is_said_and_replaced(checkpoint: str) -> None:
-    embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 128})
-    expected = embedder.encode_document(["before"])
+    settings: dict[str, Any] = {"batch_size": 4, "engine_kwargs": {"max_num_seqs": 128}}
+    embedder = Embedder(checkpoint, dtype="float32", **settings)
+    texts = [f"text {i}" for i in range(200)]
+    expected = embedder.encode_document(texts)
     thread = engine_of(embedder)._thread
     assert thread is not None
+    collect, left = thread._collect, iter(range(60))
 
-    def die(job: object) -> None:
-        raise MemoryError("as if the device were out of memory")
+    def die(output: object) -> None:
+        if next(left, None) is None:
+            raise MemoryError("as if the device were out of memory")
+        collect(output)
 
     thread._collect = die  # type: ignore[method-assign]
-    with pytest.raises(EngineDeadError, match="MemoryError"):
-        embedder.encode_document(["dies"])
-    np.testing.assert_allclose(embedder.encode_document(["before"]), expected, atol=2e-6)
+    with pytest.raises(EngineDeadError, match=r"MemoryError.* of 200 texts") as caught:
+        embedder.encode_document(texts)
+    done = caught.value.computed
+    assert done is not None
+    assert 0 < len(done.positions) <= 60
+    np.testing.assert_allclose(done.vectors, expected[done.positions], atol=2e-6)
+    np.testing.assert_allclose(embedder.encode_document(texts), expected, atol=2e-6)
     embedder.close()
 
 

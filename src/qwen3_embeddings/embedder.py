@@ -8,28 +8,34 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qwen3_embeddings import background, models
 from qwen3_embeddings import overflow as policies
 from qwen3_embeddings.engines.base import Engine, Prompt, Served, check_lengths
 from qwen3_embeddings.engines.shared import KINDS, Lease
 from qwen3_embeddings.errors import (
+    Computed,
     ConfigurationError,
+    InvalidVectorError,
+    Qwen3EmbeddingsError,
     ServerError,
     ServerRefusedError,
     ServerResponseError,
     TextEncodingError,
     TextError,
+    TextsFailedError,
+    TextTooLongError,
     TextTypeError,
 )
 from qwen3_embeddings.instructions import Task, find_task, instruct
 from qwen3_embeddings.matryoshka import Vectors, check_dimensions, normalize, truncate
-from qwen3_embeddings.secret import Secret, SupportsSecret
+from qwen3_embeddings.secret import Secret, SupportsSecret, hide, shown
 
 if TYPE_CHECKING:
     import ssl
@@ -46,12 +52,16 @@ _NEUTRAL = frozenset(
 
 @dataclass(frozen=True)
 class _Texts:
-    """Checked input: what the engine reads of each text, and the most tokens it can have."""
+    """Checked input: what the engine reads of each text, and the most tokens it can have.
+
+    Texts that `failures` name are not embedded; ``on_error="finish"`` keeps them for the end.
+    """
 
     prompts: list[str]
     lengths: list[int]
     instruction: str
     urgent: bool
+    failures: list[TextError]
 
 
 @dataclass(frozen=True)
@@ -61,10 +71,71 @@ class _Plan:
     prompts: list[Prompt]
     owners: list[int]
     weights: list[float]
+    split: bool = False
 
-    @property
-    def split(self) -> bool:
-        return bool(self.owners) and self.owners[-1] + 1 < len(self.owners)
+
+@dataclass
+class _Output:
+    """The vectors of a plan's prompts, as far as they are there, and the texts that failed."""
+
+    plan: _Plan
+    width: int
+    failures: list[TextError]
+    vectors: Vectors = field(init=False)
+    done: NDArray[np.bool_] = field(init=False)
+    failed: set[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        count = len(self.plan.prompts)
+        self.vectors = np.empty((count, self.width), dtype=np.float32)
+        self.done = np.zeros(count, dtype=bool)
+        self.failed = _positions(self.failures)
+
+    def left(self, rows: Iterable[int]) -> list[int]:
+        """Of these prompts those without a vector, whose texts have not failed."""
+        return [i for i in rows if not self.done[i] and self.plan.owners[i] not in self.failed]
+
+    def put(self, rows: Sequence[int], vectors: Vectors) -> None:
+        """Take an engine's answer to the prompts `rows`."""
+        if vectors.shape != (len(rows), self.width):
+            raise ServerResponseError(
+                f"the engine answered shape {vectors.shape} for {(len(rows), self.width)}. Check "
+                "that every replica behind base_url serves the same model."
+            )
+        try:
+            self.vectors[rows] = normalize(vectors)
+            self.done[rows] = True
+        except InvalidVectorError as error:
+            good = [i for i in range(len(rows)) if i not in error.positions]
+            self.put([rows[i] for i in good], vectors[good])
+            self.fail(rows, error)
+
+    def fail(self, rows: Sequence[int], error: Qwen3EmbeddingsError) -> None:
+        """Take what an error about the prompts `rows` carries, and the texts it names."""
+        if error.computed is not None:
+            self.put([rows[i] for i in error.computed.positions], error.computed.vectors)
+        if not isinstance(error, TextError) or not error.positions:
+            raise error
+        self.failures.append(error.at(self.plan.owners[rows[i]] for i in error.positions))
+        self.failed.update(self.failures[-1].positions)
+
+    def texts(self, size: int, total: int) -> Computed:
+        """The texts all of whose prompts are done. Call it once: it moves rows."""
+        owners = np.asarray(self.plan.owners, dtype=np.intp)
+        whole = np.flatnonzero(~np.isin(owners, owners[~self.done]))
+        owners = owners[whole]
+        if not self.plan.split:
+            return Computed(owners, _moved_up(self.vectors, whole), total)
+        positions = np.unique(owners)
+        pieces = self.vectors if self.done.all() else self.vectors[whole]
+        try:
+            merged = policies.merge(pieces, owners, np.asarray(self.plan.weights)[whole])
+            vectors = merged if self.width == size else truncate(merged, size)
+        except InvalidVectorError as error:  # pieces that cancel each other out
+            self.failures.append(error.at(positions[list(error.positions)].tolist()))
+            self.done[np.isin(self.plan.owners, self.failures[-1].positions)] = False
+            return self.texts(size, total)
+        return Computed(positions, vectors, total)
 
 
 class Embedder:
@@ -90,11 +161,18 @@ class Embedder:
             process; a server has chosen its own.
         overflow: what to do with a text longer than the model's context: "error", "truncate"
             (keeps instruction and end token) or "mean" (pieces, weighted by their tokens).
+        on_error: when a text cannot be embedded, "stop" at once, or "finish" all others first and
+            then raise `TextsFailedError`. Either error carries what was computed. Errors of the
+            engine or server always stop.
         batch_size: most texts handed to the engine, or sent in one request, at once.
         max_concurrency: requests to a server under way at once (16).
         timeout: seconds one request to a server may take.
         max_retries: further attempts after what may pass (429, 5xx, broken connections).
-        default_headers: sent with every request to a server.
+        restart_timeout: seconds documents wait for a server that answered before and is down
+            now, as while it restarts. Queries fail after `max_retries`: somebody waits for them.
+        default_headers: sent with every request to a server. Values that are secret (a SecretStr,
+            or under a name like Authorization, Cookie, X-Api-Key) are, like `api_key`, never
+            shown or pickled.
         verify: TLS verification: True, False, a CA file, or an `ssl.SSLContext`.
         engine_kwargs: further arguments of the engine, by the engine's own names: vLLM's
             `EngineArgs`, or sentence-transformers' `SentenceTransformer`.
@@ -119,16 +197,20 @@ class Embedder:
         engine: str | None = None,
         dtype: str = "auto",
         overflow: str = "error",
+        on_error: str = "stop",
         batch_size: int | None = None,
         max_concurrency: int | None = None,
         timeout: float = 60.0,
         max_retries: int = 4,
-        default_headers: Mapping[str, str] | None = None,
+        restart_timeout: float = 180.0,
+        default_headers: Mapping[str, str | SupportsSecret] | None = None,
         verify: bool | str | ssl.SSLContext = True,
         engine_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         settings = {k: v for k, v in locals().items() if k not in {"self", "api_key"}}
         _check_types(settings)
+        headers = hide(default_headers or {})
+        settings["default_headers"] = headers
         environment = os.environ.get
         if engine in {None, "server"}:
             base_url = base_url or environment("QWEN3_EMBEDDINGS_BASE_URL")
@@ -138,6 +220,9 @@ class Embedder:
         self.base_url = base_url
         self.dtype = _check_dtype(dtype)
         self.overflow = policies.check_overflow(overflow)
+        if on_error not in {"stop", "finish"}:
+            raise ConfigurationError(f"no on_error={on_error!r}. Use 'stop' or 'finish'.")
+        self.on_error = on_error
         known = models.MODELS.get(self.model or "")
         native = known.dimensions if known else None
         self.dimensions = None if dimensions is None else check_dimensions(dimensions, native)
@@ -146,6 +231,7 @@ class Embedder:
         _check_at_least("max_concurrency", max_concurrency, 1)
         _check_at_least("max_retries", max_retries, 0)
         _check_at_least("timeout", timeout, 1e-3)
+        _check_at_least("restart_timeout", restart_timeout, 0)
         self._choose_instructions(task, query_instruction, document_instruction)
         self._engine_kwargs = dict(engine_kwargs or {})
         if self.engine == "server" and engine_kwargs:
@@ -159,7 +245,8 @@ class Embedder:
                 "api_key": Secret.of(api_key or environment("QWEN3_EMBEDDINGS_API_KEY")),
                 "timeout": timeout,
                 "max_retries": max_retries,
-                "default_headers": dict(default_headers or {}),
+                "restart_timeout": restart_timeout,
+                "default_headers": headers,
                 "verify": verify,
                 "max_concurrency": max_concurrency or 16,
                 "batch_size": batch_size or 64,
@@ -188,8 +275,13 @@ class Embedder:
             TextTypeError: a text is not a string.
             TextEncodingError: a text holds a lone surrogate.
             TextTooLongError: a text is over the context and `overflow` is "error".
+            TextRefusedError: the server refuses a text and takes others.
+            InvalidVectorError: the engine answered NaN, infinity or zeros to a text.
+            TextsFailedError: in place of these, after all other texts, with on_error="finish".
             DimensionsError: `dimensions` is over what the engine's model has.
             EngineError: the engine or server failed; the subclass says how.
+
+        Whatever of these comes after something was computed carries it as `error.computed`.
         """
         return background.run(self._encode(self._check(texts, "query"), show_progress))
 
@@ -298,13 +390,17 @@ class Embedder:
         return self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as its settings, without the key: the other process reads its environment."""
-        instructions = {
+        """Pickled as its settings, without key and secret headers.
+
+        The other process reads the key from its environment.
+        """
+        others = {
+            "default_headers": shown(self._settings["default_headers"]),
             "task": self.task,
             "query_instruction": self.query_instruction,
             "document_instruction": self.document_instruction,
         }
-        return _rebuild, (type(self), self._settings | instructions)
+        return _rebuild, (type(self), self._settings | others)
 
     # How a text goes.
 
@@ -326,6 +422,7 @@ class Embedder:
 
     def _check(self, texts: Iterable[str], role: Role) -> _Texts:
         """The prompts of a call, or a typed error before anything is computed."""
+        failures: list[TextError] = []
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
             raise TextTypeError(
                 f"texts is {type(texts).__name__}, not a list of str. For one text write [text]."
@@ -334,18 +431,26 @@ class Embedder:
         wrong = [i for i, text in enumerate(items) if not isinstance(text, str)]
         if wrong:
             kind = type(items[wrong[0]]).__name__
-            raise TextTypeError(f"{kind} is not str: decode, convert or leave it out.", wrong)
+            said = f"{kind} is not str: decode, convert or leave it out."
+            self._keep(failures, TextTypeError(said, wrong))
+            items = [text if isinstance(text, str) else "" for text in items]
         instruction = self._instruction(role)
         prompts = [instruct(instruction, text) for text in items]
         lengths = [_token_bound(prompt) for prompt in prompts]
         torn = [i for i, length in enumerate(lengths) if length < 0]
         if torn:
-            raise TextEncodingError(
+            said = (
                 "a lone surrogate (half of a character) cannot be tokenized. Read the source with "
-                "the right encoding, or text.encode('utf-8', 'replace').decode().",
-                torn,
+                "the right encoding, or text.encode('utf-8', 'replace').decode()."
             )
-        return _Texts(prompts, lengths, instruction, urgent=role == "query")
+            self._keep(failures, TextEncodingError(said, torn))
+        return _Texts(prompts, lengths, instruction, role == "query", failures)
+
+    def _keep(self, failures: list[TextError], error: TextError) -> None:
+        """Raise an error about texts, or keep it for the end."""
+        if self.on_error == "stop":
+            raise error
+        failures.append(error)
 
     async def _encode(self, texts: _Texts, show_progress: bool) -> Vectors:
         known = models.MODELS.get(self.model or "") if self.engine != "server" else None
@@ -361,11 +466,18 @@ class Embedder:
             return np.empty((0, size), dtype=np.float32)
         plan = await self._plan(engine, texts, served.context)
         # Pieces are averaged at full size, so that cutting and averaging commute.
-        width = served.native if plan.split else size
-        vectors = await self._embed(engine, plan, width, texts.urgent, show_progress)
-        if plan.split:
-            vectors = policies.merge(vectors, plan.owners, plan.weights)
-        return vectors if width == size else truncate(vectors, size)
+        output = _Output(plan, served.native if plan.split else size, texts.failures)
+        total = len(texts.prompts)
+        try:
+            await self._embed(engine, output, texts.urgent, show_progress)
+        except Qwen3EmbeddingsError as error:
+            raise error.carrying(output.texts(size, total)) from error.__cause__
+        computed = output.texts(size, total)
+        if output.failures:
+            one = self.on_error == "stop"
+            failure = output.failures[0] if one else TextsFailedError.of(output.failures)
+            raise failure.carrying(computed)
+        return computed.vectors
 
     async def _plan(self, engine: Engine, texts: _Texts, context: int | None) -> _Plan:
         """What to embed of each text, after the overflow policy.
@@ -380,23 +492,31 @@ class Embedder:
             encodings = {
                 i: tokens for i, tokens in zip(suspects, ids, strict=False) if len(tokens) > context
             }
-        if not context or not encodings:
-            return _Plan(prompts, list(range(len(prompts))), [1.0] * len(prompts))
-        if self.overflow == "error":
-            check_lengths([encodings.get(i, []) for i in range(len(prompts))], context)
-        if self.overflow == "truncate":
-            for i, tokens in encodings.items():
-                prompts[i] = policies.cut(tokens, context)
-            return _Plan(prompts, list(range(len(prompts))), [1.0] * len(prompts))
-        return await self._split(engine, texts, encodings, context)
+        if context and encodings:
+            if self.overflow == "mean":
+                return await self._split(engine, texts, encodings, context)
+            if self.overflow == "truncate":
+                for i, tokens in encodings.items():
+                    prompts[i] = policies.cut(tokens, context)
+            else:
+                try:
+                    check_lengths([encodings.get(i, []) for i in range(len(prompts))], context)
+                except TextTooLongError as error:
+                    self._keep(texts.failures, error)
+        failed = _positions(texts.failures)
+        owners = [i for i in range(len(prompts)) if i not in failed]
+        return _Plan([prompts[i] for i in owners], owners, [1.0] * len(owners))
 
     async def _split(
         self, engine: Engine, texts: _Texts, encodings: dict[int, list[int]], context: int
     ) -> _Plan:
         """The plan of ``overflow="mean"``: pieces of the over-long texts, each instructed."""
         template = (await engine.tokenize([instruct(texts.instruction, "")]))[0][:-1]
-        plan = _Plan([], [], [])
+        plan = _Plan([], [], [], split=True)
+        failed = _positions(texts.failures)
         for i, prompt in enumerate(texts.prompts):
+            if i in failed:
+                continue
             pieces: list[Prompt] = [prompt]
             head = 0
             if i in encodings:
@@ -421,40 +541,54 @@ class Embedder:
             ) from error
 
     async def _embed(
-        self, engine: Engine, plan: _Plan, size: int, urgent: bool, show_progress: bool
-    ) -> Vectors:
-        """Unit vectors of all prompts, chunk by chunk, several chunks in flight."""
+        self, engine: Engine, output: _Output, urgent: bool, show_progress: bool
+    ) -> None:
+        """Fill `output`, chunk by chunk, several chunks in flight."""
         from tqdm.auto import tqdm
 
-        vectors = np.empty((len(plan.prompts), size), dtype=np.float32)
+        prompts = output.plan.prompts
         free = asyncio.Semaphore(engine.chunks_in_flight)
 
         async def embed_chunk(chunk: slice) -> None:
-            try:
-                async with free:
-                    rows = await engine.embed(plan.prompts[chunk], size, urgent)
-                if rows.shape != vectors[chunk].shape:
-                    raise ServerResponseError(
-                        f"the engine answered shape {rows.shape} for {vectors[chunk].shape}. Check "
-                        "that every replica behind base_url serves the same model."
-                    )
-                vectors[chunk] = normalize(rows)
-            except TextError as error:
-                owners = plan.owners[chunk]
-                raise error.at(owners[i] for i in error.positions) from error.__cause__
-            bar.update(len(rows))
+            rows = output.left(range(chunk.start, chunk.stop))
+            while rows:  # again while some have neither a vector nor an error
+                try:
+                    async with free:
+                        mine = [prompts[i] for i in rows]
+                        answer = await engine.embed(mine, output.width, urgent)
+                    output.put(rows, answer)
+                except Qwen3EmbeddingsError as error:
+                    output.fail(rows, error)
+                if output.failures and self.on_error == "stop":
+                    raise output.failures[0]
+                left = output.left(rows)
+                bar.update(len(rows) - len(left))
+                rows = left
 
         with tqdm(
-            total=len(plan.prompts), desc="Embedding", unit="text", disable=not show_progress
+            total=len(prompts), desc="Embedding", unit="text", disable=not show_progress
         ) as bar:
             try:
                 async with asyncio.TaskGroup() as group:
-                    for chunk in _chunks(plan.prompts, self.batch_size, engine):
+                    for chunk in _chunks(prompts, self.batch_size, engine):
                         group.create_task(embed_chunk(chunk))
             except BaseExceptionGroup as errors:
                 first = errors.exceptions[0]
                 raise first from first.__cause__
-        return vectors
+
+
+def _positions(failures: Iterable[TextError]) -> set[int]:
+    """All positions the errors name."""
+    return {position for failure in failures for position in failure.positions}
+
+
+def _moved_up(vectors: Vectors, rows: NDArray[np.intp]) -> Vectors:
+    """The rows of `vectors` at rising `rows`, moved to its beginning: a corpus is not copied."""
+    if len(rows) < len(vectors):
+        for start in range(0, len(rows), 4096):
+            taken = rows[start : start + 4096]
+            vectors[start : start + len(taken)] = vectors[taken]
+    return vectors[: len(rows)]
 
 
 def _chunks(prompts: list[Prompt], batch_size: int | None, engine: Engine) -> Iterator[slice]:
@@ -469,7 +603,8 @@ def _chunks(prompts: list[Prompt], batch_size: int | None, engine: Engine) -> It
             yield slice(start, i)
             start, tokens = i, 0
         tokens += cost
-    yield slice(start, len(prompts))
+    if prompts:
+        yield slice(start, len(prompts))
 
 
 def _token_bound(text: str) -> int:
@@ -486,11 +621,12 @@ def _token_bound(text: str) -> int:
 
 def _check_types(settings: Mapping[str, Any]) -> None:
     """Refuse what would fail far from here with an error that names no argument."""
-    texts = {"model", "base_url", "engine", "dtype", "overflow"}
+    texts = {"model", "base_url", "engine", "dtype", "overflow", "on_error"}
     texts |= {"query_instruction", "document_instruction"}
     counts = {"batch_size", "max_concurrency", "max_retries"}
     mappings = {"default_headers", "engine_kwargs"}
-    kinds = ((str, texts), (int, counts), (int | float, {"timeout"}), (Mapping, mappings))
+    seconds = {"timeout", "restart_timeout"}
+    kinds = ((str, texts), (int, counts), (int | float, seconds), (Mapping, mappings))
     for kind, names in kinds:
         for name in sorted(names):
             value = settings[name]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from qwen3_embeddings.errors import ConfigurationError
 from qwen3_embeddings.matryoshka import Vectors, normalize
@@ -61,14 +62,19 @@ def shared_head(ids: list[int], template: list[int]) -> int:
     return min(len(ids), len(template))
 
 
-def merge(vectors: Vectors, owners: list[int], weights: list[float]) -> Vectors:
+def merge(vectors: Vectors, owners: ArrayLike, weights: ArrayLike) -> Vectors:
     """One row an owner: the weighted mean of its unit vectors, renormalised.
 
     Args:
         vectors: float32 (pieces, d), unit rows, pieces of one text together.
-        owners: for each piece the index of its text, rising from 0 without a gap.
+        owners: for each piece the index of its text, rising.
         weights: for each piece its number of text tokens.
+
+    Raises:
+        InvalidVectorError: a mean is zero; its position counts the owners.
     """
+    if not len(vectors):
+        return vectors
     weighted = normalize(vectors).astype(np.float64) * np.asarray(weights)[:, None]
     starts = np.flatnonzero(np.diff(owners, prepend=-1))
     return normalize(np.add.reduceat(weighted, starts, axis=0).astype(np.float32))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self
 
 from qwen3_embeddings.errors import ConfigurationError
@@ -46,3 +48,26 @@ class Secret:
 
     def __reduce__(self) -> Any:
         raise TypeError("a key is not pickled: set QWEN3_EMBEDDINGS_API_KEY where it is needed")
+
+
+_TELLING = re.compile("auth|cookie|key|token|secret|passw|credential|signature", re.IGNORECASE)
+
+
+def hide(headers: Mapping[str, Any], kind: Callable[[str], Any] = Secret) -> dict[str, Any]:
+    """HTTP headers with the secret values as `kind`: secrets already, or told by their name.
+
+    A value that is neither secret nor string stays, to be refused where headers are checked.
+    """
+    hidden = dict(headers)
+    for name, value in headers.items():
+        if hasattr(value, "get_secret_value"):
+            hidden[name] = kind(value.get_secret_value())
+        elif isinstance(value, str) and _TELLING.search(str(name)):
+            hidden[name] = kind(value)
+    return hidden
+
+
+def shown(headers: Mapping[str, Any]) -> dict[str, str]:
+    """HTTP headers without the secret ones: what pickles and dumps may hold."""
+    hidden = hide(headers)
+    return {name: value for name, value in hidden.items() if not isinstance(value, Secret)}

@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.utils import secret_from_env
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    field_serializer,
+    field_validator,
+)
 
 from qwen3_embeddings import Embedder, Task
+from qwen3_embeddings.secret import hide, shown
 
 
 class Qwen3Embeddings(BaseModel, Embeddings):
@@ -159,6 +168,10 @@ class Qwen3Embeddings(BaseModel, Embeddings):
     """What to do with a text longer than the model's context: `'error'`, `'truncate'` (keeps
     instruction and end token) or `'mean'` (pieces, weighted by their tokens)."""
 
+    on_error: str = "stop"
+    """When a text cannot be embedded: `'stop'` at once, or `'finish'` all others first and then
+    raise `qwen3_embeddings.TextsFailedError`. Either error carries what was computed."""
+
     engine: str | None = None
     """`'vllm'`, `'server'` or `'reference'`; None chooses by `base_url`."""
 
@@ -168,11 +181,16 @@ class Qwen3Embeddings(BaseModel, Embeddings):
     max_retries: int = 4
     """Further attempts after what may pass (429, 5xx, broken connections)."""
 
+    restart_timeout: float = 180.0
+    """Seconds documents wait for a server that answered before and is down now, as while it
+    restarts. Queries fail after `max_retries`: somebody waits for them."""
+
     timeout: float = 60.0
     """Seconds one request to a server may take."""
 
-    default_headers: dict[str, str] | None = Field(default=None, repr=False)
-    """Sent with every request to a server."""
+    default_headers: dict[str, str | SecretStr] | None = Field(default=None, repr=False)
+    """Sent with every request to a server. Values that are secret (a `SecretStr`, or under a name
+    like Authorization, Cookie, X-Api-Key) are, like `api_key`, never shown, dumped or pickled."""
 
     verify: bool | str | ssl.SSLContext = True
     """TLS verification: True, False, a CA file, or an `ssl.SSLContext`."""
@@ -187,6 +205,15 @@ class Qwen3Embeddings(BaseModel, Embeddings):
     """Further arguments of the engine, by the engine's own names."""
 
     _embedder: Embedder = PrivateAttr()
+
+    @field_validator("default_headers")
+    @classmethod
+    def _hide_headers(cls, headers: dict[str, Any] | None) -> dict[str, Any] | None:
+        return headers and hide(headers, SecretStr)
+
+    @field_serializer("default_headers")
+    def _dump_headers(self, headers: dict[str, Any] | None) -> dict[str, str] | None:
+        return headers and shown(headers)
 
     if not TYPE_CHECKING:  # type checkers know the arguments from the fields
 
@@ -218,7 +245,12 @@ class Qwen3Embeddings(BaseModel, Embeddings):
             TextEncodingError: a text holds a lone surrogate.
             TextTooLongError: a text is over the context and `overflow` is `'error'`.
             DimensionsError: `dimensions` is over what the engine's model has.
+            TextRefusedError: the server refuses a text and takes others.
+            InvalidVectorError: the engine answered NaN, infinity or zeros to a text.
+            TextsFailedError: in place of these, after all other texts, with `on_error='finish'`.
             EngineError: the engine or server failed; the subclass says how.
+
+        Whatever of these comes after something was computed carries it as `error.computed`.
         """
         vectors = self._embedder.encode_document(texts, show_progress=self.show_progress_bar)
         rows: list[list[float]] = vectors.tolist()
@@ -309,8 +341,12 @@ class Qwen3Embeddings(BaseModel, Embeddings):
         return self.model_copy()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as its settings, without the key: the other process reads its environment."""
+        """Pickled as its settings, without key and secret headers.
+
+        The other process reads the key from its environment.
+        """
         settings = dict(self) | {"engine": self._embedder.engine}
+        settings["default_headers"] = self._dump_headers(self.default_headers)
         del settings["api_key"]
         return _rebuild, (type(self), settings)
 

@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index.embeddings.qwen3 import Qwen3Embedding
 
-from qwen3_embeddings import Embedder, TextEncodingError, TextTooLongError, TextTypeError
+from qwen3_embeddings import (
+    Embedder,
+    TextEncodingError,
+    TextsFailedError,
+    TextTooLongError,
+    TextTypeError,
+)
 
 if TYPE_CHECKING:
     from .conftest import Make, Recorder
@@ -201,6 +208,41 @@ async def test_bad_texts_are_named(make: Make, bad: Any, error: type[Exception])
         model.get_query_embedding(bad)
     with pytest.raises(error, match=r"texts\[0\]"):
         await model.aget_text_embedding(bad)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+async def test_finish_embeds_all_other_batches(make: Make, cached: bool) -> None:
+    """LlamaIndex stops at the first batch that fails, and forgets those before."""
+    long, text = "word " * 3000, "text 0"
+    texts: list[Any] = [text, None, "b", "c", long, *(f"d {i}" for i in range(5)), None, text]
+    good = [0, 2, 3, 5, 6, 7, 8, 9, 11]
+    expected = np.array(make().get_text_embedding_batch([texts[i] for i in good]))
+    for batch in (1, 3, 2048):
+        settings: dict[str, Any] = {"embed_batch_size": batch, "on_error": "finish"}
+        store = SimpleKVStore()
+        model = make(**settings, embeddings_cache=store if cached else None)
+        for _ in range(2):
+            with pytest.raises(TextsFailedError) as caught:
+                model.get_text_embedding_batch(texts)
+            with pytest.raises(TextsFailedError) as awaited:
+                await model.aget_text_embedding_batch(texts)
+            for error in (caught.value, awaited.value):
+                assert error.positions == (1, 4, 10)
+                assert [kind.positions for kind in error.errors] == [(1, 10), (4,)]
+                assert error.computed is not None
+                assert error.computed.positions.tolist() == good
+                np.testing.assert_allclose(error.computed.vectors, expected, atol=2e-6)
+        assert len(store.get_all("embeddings")) == (8 if cached else 0)
+
+
+async def test_batches_before_an_error_are_not_lost(make: Make) -> None:
+    texts = ["a", "b", "c", "d", "torn \ud800", "e"]
+    expected = np.array(make().get_text_embedding_batch(texts[:4]))
+    with pytest.raises(TextEncodingError, match="4 of 6 texts") as caught:
+        make(embed_batch_size=2).get_text_embedding_batch(texts)
+    assert caught.value.computed is not None
+    assert caught.value.computed.positions.tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(caught.value.computed.vectors, expected, atol=2e-6)
 
 
 async def test_no_texts(make: Make) -> None:

@@ -36,11 +36,13 @@ PARAMETERS: dict[str, Any] = {
     "text_instruction": "Represent this",
     "dtype": "bfloat16",
     "overflow": "truncate",
+    "on_error": "finish",
     "engine": "server",
     "embed_batch_size": 7,
     "num_workers": 3,
     "max_retries": 1,
     "timeout": 5.0,
+    "restart_timeout": 3.0,
     "default_headers": {"X-Team": "search"},
     "verify": False,
     "max_concurrency": 2,
@@ -109,6 +111,18 @@ def test_from_dict_takes_a_key(remote: Qwen3Embedding) -> None:
     other = Qwen3Embedding.from_dict(remote.to_dict(), api_key=KEY)
     assert other.api_key is not None
     assert other.api_key.get_secret_value() == KEY
+
+
+def test_secret_headers_are_in_no_dump() -> None:
+    headers = {"X-Api-Key": KEY, "X-Team": "search"}
+    model = Qwen3Embedding("tiny", api_base="http://127.0.0.1:9/v1", default_headers=headers)
+    shown = [repr(model), model.to_json(), str(model.to_dict()), str(vars(model))]
+    shown += [str(model.__getstate__()), str(pickle.dumps(model))]
+    assert [text for text in shown if KEY in text] == []
+    for other in (Qwen3Embedding.from_dict(model.to_dict()), pickle.loads(pickle.dumps(model))):
+        assert other.default_headers == {"X-Team": "search"}
+    copied = copy.deepcopy(model)
+    assert copied._embedder._lease.engine is model._embedder._lease.engine
 
 
 def test_key_is_nowhere(remote: Qwen3Embedding, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import random
 import re
 import ssl
+import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from qwen3_embeddings.engines import wire
@@ -35,7 +38,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+_PASSING = frozenset({408, 429, 500})
+_DOWN = frozenset({502, 503, 504})  # what a proxy says while the server behind it restarts
+_Outlook = Literal["final", "passing", "down"]
 _TOO_LONG = re.compile(
     r"maximum context length|max_model_len|too long|too large|longer than the max|input_tokens"
     r"|exceed",
@@ -51,6 +56,8 @@ class Connection:
         api_key: sent as ``Authorization: Bearer``; in no log, repr or error.
         timeout: seconds a request may take from sending to the last byte of its answer.
         max_retries: further attempts after what may pass: broken connections, 408, 429, 5xx.
+        restart_timeout: seconds a patient request waits for a server that answered before and is
+            down now; these attempts are not counted.
         default_headers: sent with every request; their values are in no log or error either.
         verify: False, a CA file, or an `ssl.SSLContext`; True checks against certifi's CAs.
 
@@ -66,12 +73,15 @@ class Connection:
         api_key: Secret | None,
         timeout: float,
         max_retries: int,
-        default_headers: Mapping[str, str],
+        restart_timeout: float,
+        default_headers: Mapping[str, str | Secret],
         verify: bool | str | ssl.SSLContext,
     ) -> None:
         self.base_url = _normal_url(base_url)
         self.timeout = timeout
         self.max_retries = max_retries
+        self.restart_timeout = restart_timeout
+        self._answered = False
         headers = _headers(api_key, default_headers)
         self._hidden = [value.removeprefix("Bearer ") for value in headers.values()]
         self._client = _client(headers, timeout, verify)
@@ -85,7 +95,7 @@ class Connection:
         """Close the connections; requests under way fail with `EngineClosedError`."""
         await self._client.aclose()
 
-    async def post(self, url: str, body: dict[str, Any]) -> httpx.Response:
+    async def post(self, url: str, body: dict[str, Any], patient: bool = False) -> httpx.Response:
         """The answer to a POST, when its status is 200.
 
         Raises:
@@ -93,25 +103,34 @@ class Connection:
             ServerError: anything else; the subclass says what.
             EngineClosedError: the connection was closed.
         """
-        answer = await self.send("POST", url, body)
+        answer = await self.send("POST", url, body, patient)
         self.check(answer)
         return answer
 
     async def send(
-        self, method: str, url: str, body: dict[str, Any] | None = None
+        self, method: str, url: str, body: dict[str, Any] | None = None, patient: bool = False
     ) -> httpx.Response:
         """The answer to a request, whatever its status; the last one when retries are used up."""
-        for attempt in range(self.max_retries + 1):
-            last = attempt == self.max_retries
-            answer = await self._attempt(method, url, body, last)
-            if answer is not None and (answer.status_code not in _RETRIED or last):
-                return answer
-            delay = _backoff(attempt)
-            if answer is not None:
-                delay = _retry_after(answer) or delay
-                logger.info("%s: %d, again in %.1f s", url, answer.status_code, delay)
+        waits = self.restart_timeout if patient and self._answered else 0.0
+        down_since = math.inf
+        counted = 0
+        for attempt in itertools.count():
+            answer, outlook = await self._attempt(method, url, body)
+            now = time.monotonic()
+            down_since = min(down_since, now) if outlook == "down" else math.inf
+            waiting = now - down_since < waits
+            counted += not waiting
+            if outlook == "final" or counted > self.max_retries:
+                break
+            said, delay = type(answer).__name__, _backoff(attempt)
+            if not isinstance(answer, ServerError):
+                said, delay = str(answer.status_code), _retry_after(answer) or delay
+            level = logging.WARNING if waiting and not attempt else logging.INFO
+            logger.log(level, "%s: %s, again in %.1f s", url, said, delay)
             await asyncio.sleep(delay)
-        raise AssertionError("unreachable")
+        if isinstance(answer, ServerError):
+            raise answer
+        return answer
 
     def check(self, answer: httpx.Response) -> None:
         """Raise the typed error of a status other than 200."""
@@ -120,27 +139,25 @@ class Connection:
             raise _status_error(answer.status_code, str(answer.request.url), said)
 
     async def _attempt(
-        self, method: str, url: str, body: dict[str, Any] | None, last: bool
-    ) -> httpx.Response | None:
-        """One attempt's answer, or None when the connection broke and another may do."""
+        self, method: str, url: str, body: dict[str, Any] | None
+    ) -> tuple[httpx.Response | ServerError, _Outlook]:
+        """One attempt's answer or error, and whether another may do."""
         import httpx
 
         if self.closed:
             raise closed_error()
         try:
             async with asyncio.timeout(self.timeout):  # httpx counts each read by itself
-                answer: httpx.Response = await self._client.request(method, url, json=body)
-                return answer
+                answer = await self._client.request(method, url, json=body)
         except (TimeoutError, httpx.HTTPError, httpx.InvalidURL, RuntimeError) as error:
             if self.closed:
                 raise closed_error() from None
-            lasting = (httpx.UnsupportedProtocol, httpx.ProxyError, httpx.LocalProtocolError)
-            passing = isinstance(error, (TimeoutError, httpx.TransportError))
-            if last or not passing or isinstance(error, lasting):
-                # Without its cause, which may quote a header.
-                raise self._connection_error(error) from None
-            logger.info("%s: %s, again soon", url, type(error).__name__)
-            return None
+            # Raised by the caller, without its cause, which may quote a header.
+            return self._connection_error(error), _outlook(error)
+        self._answered = self._answered or answer.status_code == 200
+        if answer.status_code in _DOWN:
+            return answer, "down"
+        return answer, "passing" if answer.status_code in _PASSING else "final"
 
     def _connection_error(self, error: Exception) -> ServerError:
         import httpx
@@ -168,6 +185,18 @@ def closed_error() -> EngineClosedError:
     return EngineClosedError("the embedder was closed. Make a new one, or close it later.")
 
 
+def _outlook(error: Exception) -> _Outlook:
+    """Whether another attempt may do where one found no answer."""
+    import httpx
+
+    lasting = (httpx.UnsupportedProtocol, httpx.ProxyError, httpx.LocalProtocolError)
+    if isinstance(error, lasting) or "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return "final"
+    if isinstance(error, (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)):
+        return "down"
+    return "passing" if isinstance(error, (TimeoutError, httpx.TransportError)) else "final"
+
+
 def _normal_url(base_url: str) -> str:
     url = base_url.strip().rstrip("/")
     try:
@@ -185,11 +214,13 @@ def _normal_url(base_url: str) -> str:
     return url if parts.path else f"{url}/v1"
 
 
-def _headers(api_key: Secret | None, default_headers: Mapping[str, str]) -> dict[str, str]:
+def _headers(api_key: Secret | None, default_headers: Mapping[str, str | Secret]) -> dict[str, str]:
     """All headers, checked here because HTTP libraries quote a bad one in their errors."""
     key = api_key.get_secret_value() if api_key else ""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    for name, value in (headers | dict(default_headers)).items():
+    for name, value in default_headers.items():
+        headers[name] = value.get_secret_value() if isinstance(value, Secret) else value
+    for name, value in headers.items():
         if not (isinstance(name, str) and isinstance(value, str)):
             raise ConfigurationError("default_headers are names and values, both str.")
         mine = name not in default_headers
@@ -199,7 +230,7 @@ def _headers(api_key: Secret | None, default_headers: Mapping[str, str]) -> dict
             raise ConfigurationError(
                 f"{what} holds a character no HTTP header can, or space around it. Copy it again."
             )
-    return headers | dict(default_headers)
+    return headers
 
 
 def _client(
@@ -230,16 +261,20 @@ def _client(
 
 def _backoff(attempt: int) -> float:
     """Seconds before the next attempt: doubling from a quarter, at most 8, half of it random."""
-    delay: float = min(0.25 * 2**attempt, 8.0)
+    delay: float = min(0.25 * 2 ** min(attempt, 5), 8.0)
     return delay * random.uniform(0.5, 1.0)
 
 
 def _retry_after(answer: httpx.Response) -> float | None:
-    """Seconds the server asks to wait, at most 60; dates are left to `_backoff`."""
+    """Seconds the server asks to wait, given as such or as a date; at most 60."""
+    said = answer.headers.get("retry-after", "")
     try:
-        seconds = float(answer.headers["retry-after"])
-    except (KeyError, ValueError):
-        return None
+        seconds = float(said)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(said).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
     return min(max(seconds, 0.0), 60.0) if math.isfinite(seconds) else None
 
 
@@ -248,7 +283,7 @@ def _status_error(status: int, url: str, said: str) -> Qwen3EmbeddingsError:
     if status in {401, 403}:
         return AuthenticationError(
             f"{url} refused the key ({status}: {said}). Pass api_key=… or set "
-            "QWEN3_EMBEDDINGS_API_KEY.",
+            "QWEN3_EMBEDDINGS_API_KEY; a pickle or dump holds neither key nor secret headers.",
             status,
         )
     if status == 404 and "model" in said.lower():
@@ -258,7 +293,7 @@ def _status_error(status: int, url: str, said: str) -> Qwen3EmbeddingsError:
             f"over the server's context ({said}). Pass overflow='truncate' or overflow='mean', or "
             "split the text."
         )
-    if status in _RETRIED or status >= 500:
+    if status in _PASSING or status >= 500:
         return ServerBusyError(
             f"{url} stayed unavailable through every retry ({status}: {said}). Try later, lower "
             "max_concurrency, or look into the server's log.",

@@ -22,12 +22,14 @@ from qwen3_embeddings.engines import wire
 from qwen3_embeddings.engines.base import Prompt, Served
 from qwen3_embeddings.engines.http import Connection, closed_error
 from qwen3_embeddings.errors import (
+    Computed,
     DimensionsError,
     ModelNotFoundError,
-    ServerError,
+    Qwen3EmbeddingsError,
     ServerRefusedError,
     ServerResponseError,
     TextError,
+    TextRefusedError,
     TextTooLongError,
 )
 from qwen3_embeddings.matryoshka import Vectors
@@ -56,6 +58,7 @@ class ServerEngine:
         api_key: the server's key.
         timeout: seconds a request may take.
         max_retries: further attempts after what may pass.
+        restart_timeout: seconds documents wait for a server that answered before and is down.
         default_headers: sent with every request.
         verify: TLS verification.
         max_concurrency: requests under way at once, for queries and for documents each.
@@ -72,7 +75,8 @@ class ServerEngine:
         api_key: Secret | None = None,
         timeout: float = 60.0,
         max_retries: int = 4,
-        default_headers: Mapping[str, str] | None = None,
+        restart_timeout: float = 180.0,
+        default_headers: Mapping[str, str | Secret] | None = None,
         verify: bool | str | ssl.SSLContext = True,
         max_concurrency: int = 16,
         batch_size: int = 64,
@@ -82,6 +86,7 @@ class ServerEngine:
             api_key=api_key,
             timeout=timeout,
             max_retries=max_retries,
+            restart_timeout=restart_timeout,
             default_headers=default_headers or {},
             verify=verify,
         )
@@ -122,7 +127,7 @@ class ServerEngine:
         async def one(text: str) -> list[int]:
             body = {"model": served.model, "prompt": text, "add_special_tokens": True}
             async with free:
-                answer = await self._connection.post(url, body)
+                answer = await self._connection.post(url, body, patient=True)
             return wire.read_tokens(answer.content)
 
         return list(await asyncio.gather(*map(one, texts)))
@@ -135,25 +140,30 @@ class ServerEngine:
         texts = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str)]
         others = [i for i, prompt in enumerate(prompts) if not isinstance(prompt, str)]
 
-        async def part(group: list[int]) -> Vectors:
+        if not (texts and others):
+            return await self._gather(prompts, dimensions, bool(texts), urgent)
+        pieces: list[tuple[list[int], Vectors]] = []
+        errors: list[Qwen3EmbeddingsError] = []
+
+        async def part(group: list[int]) -> None:
             """The rows of one kind of prompts: a request holds one kind."""
             mine = [prompts[i] for i in group]
             try:
-                return await self._gather(mine, dimensions, group is texts, urgent)
-            except TextError as error:
-                raise error.at(group[i] for i in error.positions) from error.__cause__
+                pieces.append((group, await self._gather(mine, dimensions, group is texts, urgent)))
+            except Qwen3EmbeddingsError as error:
+                if error.computed is not None:
+                    there = [group[i] for i in error.computed.positions]
+                    pieces.append((there, error.computed.vectors))
+                if isinstance(error, TextError):
+                    error = error.at(group[i] for i in error.positions)
+                errors.append(error)
 
-        groups = [group for group in (texts, others) if group]
-        answers = await asyncio.gather(*map(part, groups))
-        if len({answer.shape[1] for answer in answers}) > 1:
-            raise ServerResponseError(
-                "the server answered two sizes to one call. Check that every replica behind "
-                "base_url serves the same model."
-            )
-        rows = np.empty((len(prompts), answers[0].shape[1]), dtype=np.float32)
-        for group, answer in zip(groups, answers, strict=True):
-            rows[group] = answer
-        return rows
+        await asyncio.gather(part(texts), part(others))
+        computed = Computed.of(pieces, len(prompts))
+        if errors:
+            raise errors[0].carrying(computed)
+        assert computed is not None
+        return computed.vectors
 
     async def close(self) -> None:
         """Fail what waits, and close the connections."""
@@ -210,38 +220,48 @@ class ServerEngine:
             return
         try:
             _hand_out(group, await self._request(self._name, prompts, dimensions, urgent))
-        except (ServerRefusedError, TextTooLongError):
+        except (ServerRefusedError, TextTooLongError) as error:
+            _blame_of_a_text(error)
             for waiting in group:  # the refused one must not take the others with it
                 try:
                     await self._deliver([waiting], dimensions, urgent)
-                except (ServerError, TextError) as error:
-                    _fail([waiting], error)
+                except Qwen3EmbeddingsError as failure:
+                    _fail([waiting], failure)
 
     async def _request_halving(
         self, prompts: list[Prompt], dimensions: int | None, urgent: bool
     ) -> Vectors:
         """A request's rows; a refused one is halved, until the texts to blame stand alone."""
+        pieces: list[tuple[range, Vectors]] = []
+        blamed: dict[int, TextError] = {}
+        todo = [range(len(prompts))]
         try:
-            return await self._request(self._name, prompts, dimensions, urgent)
-        except TextTooLongError as error:
-            if len(prompts) == 1:
-                raise error.at([0]) from None
-        except ServerRefusedError:
-            if len(prompts) == 1:
-                raise
-        middle = len(prompts) // 2
-        rows: list[Vectors] = []
-        long: list[TextTooLongError] = []
-        for start, half in ((0, prompts[:middle]), (middle, prompts[middle:])):
-            try:
-                rows.append(await self._request_halving(half, dimensions, urgent))
-            except TextTooLongError as error:
-                long.append(error.at(start + i for i in error.positions))
-        if long:
-            raise long[0].at(i for error in long for i in error.positions)
-        self.chunk_texts = min(self.chunk_texts, max(middle, 1))
+            while todo:
+                part = todo.pop()
+                mine = [prompts[i] for i in part]
+                try:
+                    rows = await self._request(self._name, mine, dimensions, urgent)
+                    pieces.append((part, rows))
+                except (ServerRefusedError, TextTooLongError) as error:
+                    blame = _blame_of_a_text(error)
+                    middle = len(part) // 2
+                    if middle:
+                        todo += [part[middle:], part[:middle]]
+                    else:
+                        if isinstance(blame, TextRefusedError) and not (pieces or blamed):
+                            await self._request(self._name, ["probe"], dimensions)  # or the server?
+                        blamed[part[0]] = blame
+        except Qwen3EmbeddingsError as error:
+            raise error.carrying(Computed.of(pieces, len(prompts))) from error.__cause__
+        if blamed:
+            first = next(iter(blamed.values()))  # others are sent again by the embedder
+            alike = [i for i, error in blamed.items() if type(error) is type(first)]
+            raise first.at(alike).carrying(Computed.of(pieces, len(prompts)))
+        if len(pieces) == 1:
+            return pieces[0][1]
+        self.chunk_texts = min(self.chunk_texts, max(len(part) for part, _ in pieces))
         logger.info("%s takes no %d texts at once", self.base_url, len(prompts))
-        return np.concatenate(rows)
+        return np.concatenate([rows for _, rows in pieces])
 
     # Requests.
 
@@ -287,7 +307,7 @@ class ServerEngine:
         return name, str(root or name), context if isinstance(context, int) else None, names
 
     async def _request(
-        self, name: str, prompts: list[Prompt], dimensions: int | None, urgent: bool
+        self, name: str, prompts: list[Prompt], dimensions: int | None, urgent: bool = True
     ) -> Vectors:
         """One request's vectors; falls back where the server turns out not to speak a feature."""
         form = self._form
@@ -300,7 +320,8 @@ class ServerEngine:
         if rank:
             body["priority"] = 0 if urgent else 1
         try:
-            answer = await self._connection.post(self.base_url + "/embeddings", body)
+            url = self.base_url + "/embeddings"
+            answer = await self._connection.post(url, body, patient=not urgent)
         except ServerRefusedError as error:
             if ask_size and re.search("matryoshka|dimension", str(error), re.IGNORECASE):
                 self._cut_here(str(error))
@@ -314,18 +335,26 @@ class ServerEngine:
         content_type = answer.headers.get("content-type", "")
         spoken, vectors = wire.read(answer.content, content_type, len(prompts))
         self._form = max(self._form, wire.FORMATS.index(spoken))
-        return vectors if dimensions is None else self._fit(vectors, dimensions)
+        return vectors if self._served is None else self._fit(vectors, dimensions, ask_size)
 
-    def _fit(self, vectors: Vectors, dimensions: int) -> Vectors:
+    def _fit(self, vectors: Vectors, dimensions: int | None, asked: bool) -> Vectors:
         """Vectors of the size asked for, cut here when the server did not."""
-        size = vectors.shape[1]
+        assert self._served is not None
+        size, own = vectors.shape[1], self._served.dimensions
+        if size != own and not (asked and size == dimensions):
+            raise ServerResponseError(
+                f"the server answered {size} numbers a text, and {own} when it was first asked: "
+                "another model stands behind base_url now. Close this embedder and make another, "
+                "and embed everything again."
+            )
+        if dimensions is None or size == dimensions:
+            return vectors
         if size < dimensions:
             raise DimensionsError(
                 f"the server gives {size} numbers a text and cannot give {dimensions}. Ask for at "
                 f"most dimensions={size}, or start the server without a smaller default size."
             )
-        if size > dimensions:
-            self._cut_here(f"it answered {size} numbers to dimensions={dimensions}")
+        self._cut_here(f"it answered {size} numbers to dimensions={dimensions}")
         return vectors[:, :dimensions]  # the embedder brings every row to unit length
 
     def _cut_here(self, why: str) -> None:
@@ -340,6 +369,15 @@ def _not_served(base_url: str, names: list[str], model: str | None) -> ModelNotF
         + (f", not {model!r}" if model else "")
         + ". Pass one of its names as model."
     )
+
+
+def _blame_of_a_text(error: ServerRefusedError | TextTooLongError) -> TextError:
+    """A refusal as one of a single text's; raised again when no text can be the cause."""
+    if isinstance(error, TextTooLongError):
+        return error
+    if error.status not in {400, 413, 422}:
+        raise error
+    return TextRefusedError(str(error))
 
 
 def _take(line: list[_Waiting], most: int) -> list[_Waiting]:

@@ -174,7 +174,11 @@ def test_no_secret_shows() -> None:
     assert not any(KEY in text or "hush-hush" in text for text in shown)
     kept = [str(embeddings.model_dump()), embeddings.model_dump_json()]
     kept += [pickle.dumps(embeddings, protocol=0).decode("latin-1"), str(vars(embeddings))]
-    assert not any(KEY in text for text in kept)
+    assert not any(KEY in text or "hush-hush" in text for text in kept)
+    assert embeddings.model_copy()._embedder._lease.engine is embeddings._embedder._lease.engine
+    team = Qwen3Embeddings(base_url=URL, default_headers=headers | {"X-Team": "search"})
+    for other in (pickle.loads(pickle.dumps(team)), Qwen3Embeddings(**team.model_dump())):
+        assert other.default_headers == {"X-Team": "search"}
 
 
 def test_pickle_reads_the_key_where_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,10 @@ import functools
 import pickle
 import ssl
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import (
     ConfigDict,
@@ -16,13 +18,24 @@ from llama_index.core.bridge.pydantic import (
     PrivateAttr,
     SecretStr,
     field_serializer,
+    field_validator,
 )
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.storage.kvstore.types import BaseKVStore
 from llama_index.embeddings.qwen3.cache import Query, RoleAwareStore
 
-from qwen3_embeddings import ConfigurationError, Embedder, EngineError, Task, TextError
+from qwen3_embeddings import (
+    Computed,
+    ConfigurationError,
+    Embedder,
+    EngineError,
+    Qwen3EmbeddingsError,
+    Task,
+    TextError,
+    TextsFailedError,
+)
 from qwen3_embeddings.embedder import Role
+from qwen3_embeddings.secret import hide, shown
 
 DEFAULT_BATCH_SIZE = 2048
 """Texts LlamaIndex hands over at once. It waits for each batch before it sends the next, so small
@@ -68,14 +81,20 @@ class Qwen3Embedding(BaseEmbedding):
             process; a server has chosen its own.
         overflow: what to do with a text longer than the model's context: "error", "truncate"
             (keeps instruction and end token) or "mean" (pieces, weighted by their tokens).
+        on_error: when a text cannot be embedded, "stop" at once, or "finish" all others first and
+            then raise `qwen3_embeddings.TextsFailedError`. Either error carries what was computed
+            (``error.computed``). Errors of the engine or server always stop.
         engine: "vllm", "server" or "reference"; None chooses by `api_base`.
         embed_batch_size: texts handed to the engine at once, and a progress bar's step.
         num_workers: batches an asynchronous call keeps under way. None and 1 leave that to the
             engine, which bounds its own requests (see `max_concurrency`).
         max_retries: further attempts after what may pass (429, 5xx, broken connections).
         timeout: seconds one request to a server may take.
-        default_headers: sent with every request to a server. Unlike `api_key` they are part of
-            dumps and pickles.
+        restart_timeout: seconds documents wait for a server that answered before and is down
+            now, as while it restarts. Queries fail after `max_retries`: somebody waits for them.
+        default_headers: sent with every request to a server. Values that are secret (a SecretStr,
+            or under a name like Authorization, Cookie, X-Api-Key) are, like `api_key`, in no dump
+            or pickle.
         verify: TLS verification: True, False, a CA file, or an `ssl.SSLContext` (which stays in
             this process: pickling refuses it and dumps leave it out).
         max_concurrency: requests to a server under way at once (16).
@@ -113,10 +132,12 @@ class Qwen3Embedding(BaseEmbedding):
     )
     dtype: str = Field(default="auto", frozen=True, description="Precision in this process.")
     overflow: str = Field(default="error", frozen=True, description="Policy for over-long texts.")
+    on_error: str = Field(default="stop", frozen=True, description="Stop or finish at a bad text.")
     engine: str | None = Field(default=None, frozen=True, description="Kind of engine.")
     max_retries: int = Field(default=4, frozen=True, description="Further attempts of a request.")
     timeout: float = Field(default=60.0, frozen=True, description="Seconds a request may take.")
-    default_headers: dict[str, str] | None = Field(
+    restart_timeout: float = Field(default=180.0, frozen=True, description="Seconds to wait.")
+    default_headers: dict[str, str | SecretStr] | None = Field(
         default=None, frozen=True, repr=False, description="Headers of every request."
     )
     verify: bool | str | ssl.SSLContext = Field(
@@ -148,12 +169,14 @@ class Qwen3Embedding(BaseEmbedding):
         text_instruction: str | None = None,
         dtype: str = "auto",
         overflow: str = "error",
+        on_error: str = "stop",
         engine: str | None = None,
         embed_batch_size: int = DEFAULT_BATCH_SIZE,
         num_workers: int | None = None,
         max_retries: int = 4,
         timeout: float = 60.0,
-        default_headers: Mapping[str, str] | None = None,
+        restart_timeout: float = 180.0,
+        default_headers: Mapping[str, str | SecretStr] | None = None,
         verify: bool | str | ssl.SSLContext = True,
         max_concurrency: int | None = None,
         engine_kwargs: Mapping[str, Any] | None = None,
@@ -167,9 +190,11 @@ class Qwen3Embedding(BaseEmbedding):
             "query_instruction": query_instruction,
             "dtype": dtype,
             "overflow": overflow,
+            "on_error": on_error,
             "engine": engine,
             "max_retries": max_retries,
             "timeout": timeout,
+            "restart_timeout": restart_timeout,
             "default_headers": default_headers,
             "verify": verify,
             "max_concurrency": max_concurrency,
@@ -229,12 +254,16 @@ class Qwen3Embedding(BaseEmbedding):
         return (await self._aget_text_embeddings([text]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        with _located(texts):
-            return _lists(self._embedder.encode_document(texts))
+        try:
+            return _taken(texts, self._embedder.encode_document(texts))
+        except Qwen3EmbeddingsError as error:
+            return _go_on(texts, error)
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        with _located(texts):
-            return _lists(await self._embedder.aencode_document(texts))
+        try:
+            return _taken(texts, await self._embedder.aencode_document(texts))
+        except Qwen3EmbeddingsError as error:
+            return _go_on(texts, error)
 
     # What users call, where BaseEmbedding's way needs help. `wraps` keeps its one span a call, and
     # hides the signature from type checkers, which the base's own serves.
@@ -256,16 +285,18 @@ class Qwen3Embedding(BaseEmbedding):
             self, texts: list[str], show_progress: bool = False, **kwargs: Any
         ) -> list[Embedding]:
             """The vectors of documents, in their order; `show_progress` draws a bar."""
-            with _located(texts):
-                return super().get_text_embedding_batch(texts, show_progress, **kwargs)
+            with _call_over(texts) as call:
+                rows = super().get_text_embedding_batch(texts, show_progress, **kwargs)
+                return call.checked(rows)
 
         @functools.wraps(BaseEmbedding.aget_text_embedding_batch)
         async def aget_text_embedding_batch(
             self, texts: list[str], show_progress: bool = False, **kwargs: Any
         ) -> list[Embedding]:
             """`get_text_embedding_batch` for coroutines; all batches are under way at once."""
-            with _located(texts):
-                return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
+            with _call_over(texts) as call:
+                rows = await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
+                return call.checked(rows)
 
     # The embedder.
 
@@ -330,6 +361,15 @@ class Qwen3Embedding(BaseEmbedding):
             data["fingerprint"] = self.fingerprint("document")
         return data
 
+    @field_validator("default_headers")
+    @classmethod
+    def _hide_headers(cls, headers: dict[str, Any] | None) -> dict[str, Any] | None:
+        return headers and hide(headers, SecretStr)
+
+    @field_serializer("default_headers")
+    def _dump_headers(self, headers: dict[str, Any] | None) -> dict[str, str] | None:
+        return headers and shown(headers)
+
     @field_serializer("verify")
     def _dump_verify(self, verify: bool | str | ssl.SSLContext) -> bool | str:
         return True if isinstance(verify, ssl.SSLContext) else verify
@@ -345,8 +385,9 @@ class Qwen3Embedding(BaseEmbedding):
         return self.model_copy()
 
     def __getstate__(self) -> dict[str, Any]:
-        """All parameters but the key, and of the handles those that can be pickled."""
+        """All parameters but key and secret headers, and the handles that can be pickled."""
         parameters = self._parameters()
+        parameters["default_headers"] = self._dump_headers(self.default_headers)
         del parameters["api_key"]
         for name in _HANDLES:
             if not _can_pickle(parameters.get(name)):
@@ -380,14 +421,65 @@ def _can_pickle(value: Any) -> bool:
     return True
 
 
+class _Call:
+    """What one call has computed: LlamaIndex keeps none of its batches when one fails."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+        self.vectors: dict[int, Embedding] = {}  # by id of the text
+        self.failures: list[TextError] = []
+
+    def located(self, batch: list[str], error: TextError) -> TextError:
+        """An error about a batch as one about the call's texts."""
+        ids = {id(batch[position]) for position in error.positions}
+        return error.at(i for i, text in enumerate(self.texts) if id(text) in ids)
+
+    def checked(self, rows: list[Embedding]) -> list[Embedding]:
+        """The result of the call, when no text failed."""
+        if self.failures:
+            self.vectors = {id(text): row for text, row in zip(self.texts, rows, strict=True)}
+            raise TextsFailedError.of(self.failures)
+        return rows
+
+    def computed(self) -> Computed:
+        """All vectors there are."""
+        there = [i for i, text in enumerate(self.texts) if self.vectors.get(id(text))]
+        rows = [self.vectors[id(self.texts[i])] for i in there]
+        return Computed(np.array(there, np.intp), np.array(rows, np.float32), len(self.texts))
+
+
+_current: ContextVar[_Call | None] = ContextVar("call", default=None)
+
+
 @contextlib.contextmanager
-def _located(texts: list[str]) -> Iterator[None]:
-    """Let a `TextError` name positions in `texts`, of which it may have seen one batch only."""
+def _call_over(texts: list[str]) -> Iterator[_Call]:
+    """A call whose errors name positions in `texts` and carry the vectors of all its batches."""
+    call = _Call(texts)
+    token = _current.set(call)
     try:
-        yield
-    except TextError as error:
-        blamed = vars(error).get("blamed") or [texts[position] for position in error.positions]
-        ids = set(map(id, blamed))
-        located = error.at(i for i, text in enumerate(texts) if id(text) in ids)
-        vars(located)["blamed"] = blamed
-        raise located from error.__cause__
+        yield call
+    except Qwen3EmbeddingsError as error:
+        raise error.carrying(call.computed()) from error.__cause__
+    finally:
+        _current.reset(token)
+
+
+def _taken(batch: list[str], vectors: Any) -> list[Embedding]:
+    """A batch's vectors as lists, known to the call the batch belongs to."""
+    rows = _lists(vectors)
+    if call := _current.get():
+        call.vectors.update(zip(map(id, batch), rows, strict=True))
+    return rows
+
+
+def _go_on(batch: list[str], error: Qwen3EmbeddingsError) -> list[Embedding]:
+    """What to do after an error in a batch: raise it, or go on with an empty row a failed text."""
+    call = _current.get()
+    if call is None:
+        raise error
+    if done := error.computed:
+        _taken([batch[i] for i in done.positions], done.vectors)
+    if not isinstance(error, TextsFailedError):
+        raise call.located(batch, error) if isinstance(error, TextError) else error
+    call.failures += [call.located(batch, failure) for failure in error.errors]
+    return [call.vectors.get(id(text), []) for text in batch]

@@ -35,14 +35,16 @@ class RoleAwareStore(BaseKVStore):
         self._fingerprints: dict[Role, str] = {}
 
     def put(self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION) -> None:
-        """Keep a text's vector."""
-        self.store.put(self._key(key), val, collection)
+        """Keep a text's vector, where there is one."""
+        if all(val.values()):
+            self.store.put(self._key(key), val, collection)
 
     async def aput(
         self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION
     ) -> None:
-        """Keep a text's vector."""
-        await self.store.aput(await self._akey(key), val, collection)
+        """Keep a text's vector, where there is one."""
+        if all(val.values()):
+            await self.store.aput(await self._akey(key), val, collection)
 
     def get(self, key: str, collection: str = DEFAULT_COLLECTION) -> dict[str, Any] | None:
         """A text's vector, or None."""
