@@ -106,7 +106,7 @@ class VLLMEngine:
         engine_kwargs: vLLM engine arguments that override the defaults chosen here.
     """
 
-    chunk_texts = 256
+    chunk_texts = 1024
     chunk_tokens = 65536
     chunks_in_flight = 8
 
