@@ -8,7 +8,9 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -36,6 +38,7 @@ from qwen3_embeddings.errors import (
 from qwen3_embeddings.instructions import Task, find_task, instruct
 from qwen3_embeddings.matryoshka import Vectors, check_dimensions, normalize, truncate
 from qwen3_embeddings.secret import Secret, SupportsSecret, hide, shown
+from qwen3_embeddings.stream import ahead, naming
 
 if TYPE_CHECKING:
     import ssl
@@ -302,6 +305,49 @@ class Embedder:
         """`encode_document` for coroutines; cancelling it drops its texts from the engine."""
         return await background.wait(self._encode(self._check(texts, "document"), show_progress))
 
+    def stream(
+        self, texts: Iterable[str], *, role: Role = "document", size: int = 2048
+    ) -> Iterator[Vectors]:
+        """Embed texts of any number, in order, in bounded memory: nothing is read far ahead.
+
+        Args:
+            texts: any iterable of strings; it is read as vectors are taken.
+            role: "document" or "query".
+            size: texts in a batch.
+
+        Yields:
+            float32 array (size, dimensions) of unit rows; the last may have fewer rows.
+
+        Raises:
+            Qwen3EmbeddingsError: those of `encode_document`, in place of the batch they concern.
+                Positions count within that batch; a note names its first text.
+        """
+        with closing(self._ahead(texts, role, size)) as batches:
+            for place, batch in batches:
+                with naming(place):
+                    yield batch.result()
+
+    async def astream(
+        self, texts: Iterable[str], *, role: Role = "document", size: int = 2048
+    ) -> AsyncIterator[Vectors]:
+        """`stream` for coroutines. Reading `texts` should not block: it is read on your loop."""
+        with closing(self._ahead(texts, role, size)) as batches:
+            for place, batch in batches:
+                with naming(place):
+                    yield await asyncio.wrap_future(batch)
+
+    def _ahead(
+        self, texts: Iterable[str], role: Role, size: int
+    ) -> Generator[tuple[int, Future[Vectors]]]:
+        _check_list(texts)
+        _check_at_least("size", size, 1)
+        self._instruction(role)  # a wrong role is said before anything is read
+
+        async def encode(batch: list[str]) -> Vectors:
+            return await self._encode(self._check(batch, role), show_progress=False)
+
+        return ahead(texts, size, lambda batch: background.submit(encode(batch)))
+
     # The engine.
 
     def start(self) -> Served:
@@ -423,10 +469,7 @@ class Embedder:
     def _check(self, texts: Iterable[str], role: Role) -> _Texts:
         """The prompts of a call, or a typed error before anything is computed."""
         failures: list[TextError] = []
-        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
-            raise TextTypeError(
-                f"texts is {type(texts).__name__}, not a list of str. For one text write [text]."
-            )
+        _check_list(texts)
         items = list(texts)
         wrong = [i for i, text in enumerate(items) if not isinstance(text, str)]
         if wrong:
@@ -617,6 +660,13 @@ def _token_bound(text: str) -> int:
         return 1 + len(text if text.isascii() else unicodedata.normalize("NFC", text).encode())
     except UnicodeEncodeError:
         return -1
+
+
+def _check_list(texts: object) -> None:
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise TextTypeError(
+            f"texts is {type(texts).__name__}, not a list of str. For one text write [text]."
+        )
 
 
 def _check_types(settings: Mapping[str, Any]) -> None:

@@ -45,24 +45,22 @@ class Profile:
         memory: bytes of device memory from which on the row holds.
         step_tokens: most tokens the model computes in one step.
         step_texts: most texts in one step.
-        overlap: prepare a step on the host while the device computes the one before.
     """
 
     name: str
     memory: int
     step_tokens: int
     step_texts: int
-    overlap: bool
 
 
 PROFILES: Mapping[str, Profile] = MappingProxyType(
     {
         row[0]: Profile(*row)
         for row in (
-            ("cpu", 0, 4096, 256, False),
-            ("gpu-8", 0, 8192, 512, True),
-            ("gpu-24", 20 * GIB, 16384, 1024, True),
-            ("gpu-80", 40 * GIB, 32768, 1024, True),
+            ("cpu", 0, 4096, 256),
+            ("gpu-8", 0, 8192, 512),
+            ("gpu-24", 20 * GIB, 16384, 1024),
+            ("gpu-80", 40 * GIB, 32768, 1024),
         )
     }
 )
@@ -89,10 +87,9 @@ def engine_arguments(model: Model, dtype: str, device: Device) -> dict[str, Any]
     dtype = model.precision(dtype)
     if dtype == "bfloat16" and not device.bfloat16:
         dtype = "float32"  # vLLM would fall back to float16
-    steps = 2 if row.overlap else 1
     width = 2 if dtype == "float32" else 1
-    # A pooling engine keeps nothing between requests, so more cache than the steps in flight fill
-    # (or one of the longest inputs beside a step) would never be read.
+    # A pooling engine keeps nothing between requests, so more cache than two steps fill (as many
+    # overlap with async_scheduling), or one of the longest inputs beside a step, is never read.
     tokens = row.step_tokens + row.step_texts * BLOCK_TOKENS
     tokens = max(2 * tokens, tokens + model.context)
     cache = tokens * model.kv_bytes_per_token * width
@@ -103,8 +100,7 @@ def engine_arguments(model: Model, dtype: str, device: Device) -> dict[str, Any]
         "hf_overrides": {"is_matryoshka": True},
         "max_model_len": model.context,
         "max_num_batched_tokens": row.step_tokens,
-        "max_num_seqs": row.step_texts * steps,
-        "async_scheduling": row.overlap,
+        "max_num_seqs": row.step_texts,
         "enable_prefix_caching": False,
         "kv_cache_memory_bytes": cache,
         "disable_log_stats": True,

@@ -50,8 +50,8 @@ T = TypeVar("T")
 
 MIXED_SECONDS = 1.0
 """How long after a query the steps of documents stay small."""
-MIXED_TOKENS = 4096
-"""Most tokens of a small step."""
+MIXED_TOKENS = 8192
+"""Most tokens of a small step: on an H100 smaller ones take no less time (docs/performance.md)."""
 
 # vLLM keeps the state of a forward pass in module globals: engines of one process take turns.
 _turn = threading.Lock()

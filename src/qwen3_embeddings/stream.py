@@ -1,0 +1,71 @@
+"""More texts than memory holds: batches are started a few ahead and answered in order."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+
+from qwen3_embeddings.errors import Qwen3EmbeddingsError
+from qwen3_embeddings.matryoshka import Vectors
+
+BATCHES_AHEAD = 3
+"""Batches under way or waiting to be taken: enough that the engine always has a full step."""
+
+
+def ahead(
+    texts: Iterable[str], size: int, start: Callable[[list[str]], Future[Vectors]]
+) -> Generator[tuple[int, Future[Vectors]]]:
+    """The place of each batch's first text, and its vectors to come; `texts` is read as needed.
+
+    Closing it cancels what is under way. An error of the source is raised behind the batches that
+    were read before it.
+    """
+    waiting: deque[tuple[int, Future[Vectors]]] = deque()
+    batches = _batches(texts, size)
+    try:
+        for place in itertools.count(0, size):
+            batch = next(batches)
+            if isinstance(batch, list):
+                waiting.append((place, start(batch)))
+            while waiting and (len(waiting) == BATCHES_AHEAD or not isinstance(batch, list)):
+                yield waiting[0]
+                waiting.popleft()
+            if isinstance(batch, Exception):
+                raise batch
+            if batch is None:
+                return
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
+def _batches(texts: Iterable[str], size: int) -> Iterator[list[str] | Exception | None]:
+    """Lists of `size` texts and a shorter last one, then the source's error, or None."""
+    source = iter(texts)
+    batch: list[str] = []
+    failure: Exception | None = None
+    while failure is None:
+        batch = []
+        try:
+            for text in itertools.islice(source, size):
+                batch.append(text)
+        except Exception as error:
+            failure = error
+        if batch:
+            yield batch
+        if len(batch) < size:
+            break
+    yield failure
+
+
+@contextmanager
+def naming(place: int) -> Iterator[None]:
+    """Say in an error's notes where in the stream its batch began."""
+    try:
+        yield
+    except Qwen3EmbeddingsError as error:
+        error.add_note(f"Positions count from text {place} of the stream.")
+        raise

@@ -1,0 +1,96 @@
+"""`Embedder.stream`: any number of texts, in order, in bounded memory, nothing lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from qwen3_embeddings import ConfigurationError, Embedder, TextTypeError
+from qwen3_embeddings.stream import BATCHES_AHEAD
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 50])
+def test_batches_come_in_order(embedder: Embedder, count: int) -> None:
+    texts = [f"text {i} " + "word " * (i % 5) for i in range(count)]
+    batches = list(embedder.stream(iter(texts), size=8))
+    assert [len(batch) for batch in batches] == [8] * (count // 8) + [count % 8] * (count % 8 > 0)
+    if count:
+        expected = embedder.encode_document(texts)
+        np.testing.assert_allclose(np.concatenate(batches), expected, atol=2e-6)
+
+
+def test_queries_are_instructed(embedder: Embedder) -> None:
+    (batch,) = embedder.stream(["a", "b"], role="query")
+    np.testing.assert_allclose(batch, embedder.encode_query(["a", "b"]), atol=2e-6)
+
+
+async def test_the_same_for_coroutines(embedder: Embedder) -> None:
+    texts = [f"text {i}" for i in range(20)]
+    batches = [batch async for batch in embedder.astream(texts, size=8)]
+    expected = await embedder.aencode_document(texts)
+    np.testing.assert_allclose(np.concatenate(batches), expected, atol=2e-6)
+
+
+def test_little_is_read_ahead(embedder: Embedder) -> None:
+    """An endless source: what is read follows what is taken, and a stop cancels the rest."""
+    read = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal read
+        while True:
+            read += 1
+            yield f"text {read}"
+
+    stream = embedder.stream(endless(), size=10)
+    for taken in range(1, 6):
+        assert next(stream).shape == (10, 128)
+        assert read <= 10 * (taken + BATCHES_AHEAD)
+    stream.close()
+
+
+def test_an_error_comes_in_place_of_its_batch(embedder: Embedder) -> None:
+    texts: list[object] = [f"text {i}" for i in range(30)]
+    texts[14] = None
+    stream = embedder.stream(texts, size=10)  # type: ignore[arg-type]
+    assert next(stream).shape == (10, 128), "what was computed before the error is not lost"
+    with pytest.raises(TextTypeError) as caught:
+        next(stream)
+    assert caught.value.positions == (4,)
+    assert "text 10 of the stream" in caught.value.__notes__[0]
+
+
+def test_a_failing_source_loses_nothing_read_before(embedder: Embedder) -> None:
+    def source() -> Iterator[str]:
+        yield from (f"text {i}" for i in range(14))
+        raise OSError("the disk is gone")
+
+    taken = []
+    with pytest.raises(OSError, match="disk"):
+        taken.extend(embedder.stream(source(), size=10))
+    stream = embedder.stream(source(), size=10)
+    assert [len(next(stream)), len(next(stream))] == [10, 4]
+
+
+def test_wrong_arguments_are_said_at_once(embedder: Embedder) -> None:
+    with pytest.raises(TextTypeError, match="not a list"):
+        next(embedder.stream("one text"))
+    with pytest.raises(ConfigurationError, match="size"):
+        next(embedder.stream(["a"], size=0))
+    with pytest.raises(ConfigurationError, match="role"):
+        next(embedder.stream(["a"], role="passage"))  # type: ignore[arg-type]
+
+
+async def test_a_cancelled_stream_stops_its_batches(embedder: Embedder) -> None:
+    async def take() -> None:
+        async for _ in embedder.astream((f"{i} " + "word " * 200 for i in range(5000)), size=100):
+            pass
+
+    task = asyncio.create_task(take())
+    await asyncio.sleep(0.5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await embedder.aencode_document(["after"])).shape == (1, 128)
