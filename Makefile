@@ -46,6 +46,7 @@ types: install
 	  --namespace-packages --explicit-package-bases llama_index/embeddings/qwen3
 
 bench: install
+	$(PIP) --group bench
 	$(BIN)/python benchmarks all
 
 clean:

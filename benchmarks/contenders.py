@@ -6,12 +6,13 @@ A contender whose package is not installed says so in the table and the rest is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from qwen3_embeddings.bench import Query
+
 Encode = Callable[[list[str]], Any]
-Query = Callable[[str], Awaitable[Any]]
 BATCH = 64
 """Texts a request of the peers, which send as many as they are told (their defaults: 1,000 of
 langchain-openai, 10 of LlamaIndex)."""

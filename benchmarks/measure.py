@@ -5,43 +5,21 @@ python benchmarks/measure.py SECTION OPTIONS prints, as its last line, the figur
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import itertools
 import json
-import pydoc
-import random
 import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-from contenders import IN_PROCESS, THROUGH_SERVER, Contender, Query
+from contenders import IN_PROCESS, THROUGH_SERVER, Contender
+
+from qwen3_embeddings.bench import closed_loop, per_second, take
 
 Options = dict[str, Any]
 WORDS = 80
 """Words of a text in the measurements through a server: about 135 tokens."""
-
-
-def vocabulary() -> list[str]:
-    """The first words of the lines of a module of the standard library: prose and code."""
-    lines = Path(pydoc.__file__).read_text(encoding="utf-8").splitlines()
-    return [line.split()[0] for line in lines if line.split()][:600]
-
-
-def texts_of(words: int, seed: int) -> Iterator[str]:
-    """Texts of random words, without end, none twice: vLLM remembers the prefixes of old ones."""
-    chance, known = random.Random(seed), vocabulary()
-    while True:
-        yield " ".join(chance.choices(known, k=words))
-
-
-def take(count: int, words: int, seed: int) -> list[str]:
-    """So many of `texts_of`."""
-    return list(itertools.islice(texts_of(words, seed), count))
 
 
 def words_for(model: str, tokens: int) -> int:
@@ -51,14 +29,6 @@ def words_for(model: str, tokens: int) -> int:
     sample = " ".join(take(50, WORDS, -1))
     count = len(AutoTokenizer.from_pretrained(model)(sample)["input_ids"])
     return max(1, round(tokens * 50 * WORDS / count))
-
-
-def per_second(call: Callable[[], Any], count: int) -> float:
-    """Texts a second of a call for `count` texts."""
-    gc.collect()
-    start = time.perf_counter()
-    call()
-    return count / (time.perf_counter() - start)
 
 
 def bulk(options: Options) -> dict[str, Any]:
@@ -83,55 +53,15 @@ def server(options: Options) -> dict[str, Any]:
     contender.documents(take(256, WORDS, seed=-1))
     figures: dict[str, Any] = {"clients": {}}
     for clients in options["clients"]:
-        figures["clients"][str(clients)] = closed_loop(contender.query, clients, seconds)
+        figures["clients"][str(clients)] = closed_loop(contender.query, clients, seconds, WORDS)
     if "bulk" in options["also"]:
         texts = take(options["texts"], WORDS, seed=1)
         rates = [per_second(lambda: contender.documents(texts), len(texts)) for _ in range(2)]
         figures["bulk"] = {"texts_per_second": max(rates), "all": rates}
     if "mixed" in options["also"]:
-        figures["idle"] = closed_loop(contender.query, 1, seconds)
+        figures["idle"] = closed_loop(contender.query, 1, seconds, WORDS)
         figures["mixed"] = mixed(contender, options["texts"], seconds)
     return figures
-
-
-def closed_loop(query: Query, clients: int, seconds: float) -> dict[str, float]:
-    """So many clients, each sending one text after the other: texts a second, latencies in ms."""
-    texts = texts_of(WORDS, seed=random.randrange(1 << 30))
-    latencies: list[float] = []
-
-    async def client(until: float, sink: list[float]) -> None:
-        while (start := time.perf_counter()) < until:
-            await query(next(texts))
-            sink.append(time.perf_counter() - start)
-
-    async def run() -> float:
-        loop = asyncio.get_running_loop()
-        from concurrent.futures import ThreadPoolExecutor
-
-        loop.set_default_executor(ThreadPoolExecutor(clients))
-        warm_up = time.perf_counter() + min(1.0, seconds)
-        await asyncio.gather(*(client(warm_up, []) for _ in range(clients)))
-        start = time.perf_counter()
-        await asyncio.gather(*(client(start + seconds, latencies) for _ in range(clients)))
-        return time.perf_counter() - start
-
-    elapsed = asyncio.run(run())
-    return summary(latencies, elapsed)
-
-
-def summary(latencies: list[float], elapsed: float) -> dict[str, float]:
-    """Texts a second, and the latencies' median and 99th percentile in milliseconds."""
-    ordered = sorted(latencies)
-
-    def percentile(share: float) -> float:
-        return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-    return {
-        "texts_per_second": len(ordered) / elapsed,
-        "p50_ms": percentile(0.50),
-        "p99_ms": percentile(0.99),
-        "count": len(ordered),
-    }
 
 
 def mixed(contender: Contender, count: int, seconds: float) -> dict[str, float]:
@@ -149,7 +79,7 @@ def mixed(contender: Contender, count: int, seconds: float) -> dict[str, float]:
     thread = threading.Thread(target=corpus)
     thread.start()
     time.sleep(1.0)
-    figures = closed_loop(contender.query, 1, max(seconds, 8.0))
+    figures = closed_loop(contender.query, 1, max(seconds, 8.0), WORDS)
     done.set()
     thread.join()
     return figures | {"bulk_texts_per_second": max(rates)}
@@ -165,7 +95,7 @@ def client(options: Options) -> dict[str, Any]:
         before = processor_seconds()
         walls.append(per_second(lambda: contender.documents(texts), len(texts)))
         times.append((processor_seconds() - before) / len(texts))
-    single = closed_loop(contender.query, 64, options["seconds"])
+    single = closed_loop(contender.query, 64, options["seconds"], WORDS)
     return {
         "texts_per_second": max(walls),
         "all": walls,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import qwen3_embeddings
+from qwen3_embeddings import Embedder
 from qwen3_embeddings.cli import main
 from qwen3_embeddings.demo import command, model
 
@@ -115,3 +117,21 @@ def test_reader_that_has_seen_enough() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+def test_bench_measures_and_writes(
+    embedder: Embedder, checkpoint: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """On the session's engine, kept by the fixture: `dtype` and all else are the same."""
+    file = tmp_path / "figures.json"
+    short = ["--words", "5", "--texts", "70", "--clients", "1", "3", "--seconds", "0.2"]
+    command = ["bench", "--model", checkpoint, "--dtype", "float32", *short, "--json", str(file)]
+    assert main(command) == 0
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    assert figures["served"]["dimensions"] == 128
+    assert list(figures["documents"]) == ["5"]
+    assert figures["documents"]["5"] > 0
+    for loop in (figures["queries"]["1"], figures["queries"]["3"]):
+        assert 0 < loop["p50_ms"] <= loop["p99_ms"]
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("texts/s" in line for line in lines) == 3

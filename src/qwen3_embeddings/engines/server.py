@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 GATHER_SECONDS = 0.001
 """How long a chunk waits for others to share its request."""
+QUERIES_A_REQUEST = 16
+"""Most queries of several callers in one request: vLLM's HTTP process takes about a millisecond a
+text (0.25.1), and several such processes share what comes in several requests."""
 
 
 @dataclass(eq=False)
@@ -100,6 +103,7 @@ class ServerEngine:
         self._cuts_itself = True
         self._ranks = True
         self._waiting: dict[Any, list[_Waiting]] = defaultdict(list)
+        self._gathering: set[Any] = set()
         self._slots = {urgent: asyncio.Semaphore(max_concurrency) for urgent in (True, False)}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -184,20 +188,31 @@ class ServerEngine:
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
-    # Gathering: chunks wait in a line for each kind of request; a sender takes a line's head.
+    # Gathering: chunks wait in a line for each kind of request. Before a line that is not empty
+    # stands one sender: it takes the line's head when a slot is free, and calls the next.
 
     async def _gather(self, prompts: list[Prompt], *kind: Any) -> Vectors:
         waiting = _Waiting(prompts, asyncio.get_running_loop().create_future())
         self._waiting[kind].append(waiting)
-        self._spawn(self._send_next(*kind))
+        self._call_sender(kind, GATHER_SECONDS)
         return await waiting.answer
 
-    async def _send_next(self, dimensions: int | None, texts: bool, urgent: bool) -> None:
+    def _call_sender(self, kind: Any, delay: float) -> None:
+        if self._waiting[kind] and kind not in self._gathering:
+            self._gathering.add(kind)
+            self._spawn(self._send_next(delay, *kind))
+
+    async def _send_next(
+        self, delay: float, dimensions: int | None, texts: bool, urgent: bool
+    ) -> None:
         """Send what waits in one line, as much as a request holds, and hand the rows out."""
-        line = self._waiting[dimensions, texts, urgent]
-        await asyncio.sleep(GATHER_SECONDS)
+        kind = (dimensions, texts, urgent)
+        await asyncio.sleep(delay)
         async with self._slots[urgent]:
-            group = _take(line, self.chunk_texts)
+            most = min(self.chunk_texts, QUERIES_A_REQUEST) if urgent else self.chunk_texts
+            group = _take(self._waiting[kind], most)
+            self._gathering.discard(kind)
+            self._call_sender(kind, 0.0)  # what is left has waited
             if not group:
                 return
             request = asyncio.create_task(self._deliver(group, dimensions, urgent))

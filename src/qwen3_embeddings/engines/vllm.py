@@ -385,7 +385,7 @@ def _build(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Any, _
         ) from error
     model = models.describe(name)
     tokenizer = _load_tokenizer(name, engine_kwargs)
-    defaults = profiles.engine_arguments(model, dtype, _device())
+    defaults = profiles.engine_arguments(model, dtype, profiles.this_device())
     try:
         engine_args = EngineArgs(
             model=name, **{"use_tqdm_on_load": False} | defaults | engine_kwargs
@@ -444,16 +444,6 @@ def _request_maker(model_config: Any) -> Callable[[str, list[int]], Any]:
         )
 
     return request
-
-
-def _device() -> profiles.Device:
-    """The device vLLM will run on."""
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu():
-        return profiles.Device("cpu")
-    memory = current_platform.get_device_total_memory()
-    return profiles.Device("gpu", memory, current_platform.has_device_capability(80))
 
 
 @contextlib.contextmanager

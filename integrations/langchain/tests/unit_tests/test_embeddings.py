@@ -233,7 +233,7 @@ class Recorder:
 @pytest.fixture
 def recorder() -> Iterator[Recorder]:
     answer = Recorder()
-    with respx.mock(base_url=URL) as router:
+    with respx.mock(base_url=URL, using="httpx") as router:
         models = {"object": "list", "data": [{"id": "tiny", "max_model_len": 2048}]}
         router.get("/models").respond(json=models)
         router.post("/embeddings").mock(side_effect=answer)
