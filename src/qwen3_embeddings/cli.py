@@ -15,9 +15,10 @@ from collections.abc import Sequence
 
 from qwen3_embeddings import __version__, serve
 from qwen3_embeddings.demo import command as demo
+from qwen3_embeddings.doctor import command as doctor
 from qwen3_embeddings.errors import Qwen3EmbeddingsError
 
-COMMANDS = (demo, serve)
+COMMANDS = (demo, doctor, serve)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -103,6 +103,16 @@ class ServerEngine:
         self._slots = {urgent: asyncio.Semaphore(max_concurrency) for urgent in (True, False)}
         self._tasks: set[asyncio.Task[Any]] = set()
 
+    @property
+    def connection(self) -> Connection:
+        """The connection, for who looks at the server itself."""
+        return self._connection
+
+    @property
+    def cuts_itself(self) -> bool:
+        """Whether the server gives smaller sizes, as far as it was asked."""
+        return self._cuts_itself
+
     async def start(self) -> Served:
         """Reach the server once and learn what it serves and speaks."""
         if self._connection.closed:
