@@ -1,5 +1,6 @@
 """Qwen3-Embedding for search and RAG: the right vectors, as fast as the hardware allows."""
 
+from qwen3_embeddings.doctor.report import Finding, Report
 from qwen3_embeddings.embedder import Embedder
 from qwen3_embeddings.engines.base import Served
 from qwen3_embeddings.errors import (
@@ -48,11 +49,13 @@ __all__ = [
     "EngineDeadError",
     "EngineError",
     "EngineStartError",
+    "Finding",
     "InvalidVectorError",
     "MissingDependencyError",
     "Model",
     "ModelNotFoundError",
     "Qwen3EmbeddingsError",
+    "Report",
     "Served",
     "ServerBusyError",
     "ServerConnectionError",

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 
 from qwen3_embeddings import __version__, bench, serve
 from qwen3_embeddings.demo import command as demo
+from qwen3_embeddings.doctor import command as doctor
 from qwen3_embeddings.errors import Qwen3EmbeddingsError
 
-COMMANDS = (demo, serve, bench)
+COMMANDS = (demo, doctor, serve, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 
 from qwen3_embeddings import background, models
 from qwen3_embeddings import overflow as policies
+from qwen3_embeddings.doctor.examine import examine
+from qwen3_embeddings.doctor.report import Report
 from qwen3_embeddings.engines.base import Engine, Prompt, Served, check_lengths
 from qwen3_embeddings.engines.shared import KINDS, Lease
 from qwen3_embeddings.errors import (
@@ -366,6 +368,30 @@ class Embedder:
     async def astart(self) -> Served:
         """`start` for coroutines."""
         return await background.wait(self._lease.engine.start())
+
+    def doctor(self, *, reference: str | None = None) -> Report:
+        """Check that the engine returns the vectors Qwen3-Embedding should return.
+
+        Sends it some dozens of texts; an engine that fails is reported, not raised.
+
+        Args:
+            reference: hub id or folder of the checkpoint, to compare with sentence-transformers
+                running it in this process.
+        """
+        return background.run(self._examine(reference))
+
+    async def adoctor(self, *, reference: str | None = None) -> Report:
+        """`doctor` for coroutines."""
+        return await background.wait(self._examine(reference))
+
+    async def _examine(self, reference: str | None) -> Report:
+        return await examine(
+            self._lease.engine,
+            model=self.model,
+            dimensions=self.dimensions,
+            instruction=self._instruction("query"),
+            reference=reference,
+        )
 
     def with_task(
         self,

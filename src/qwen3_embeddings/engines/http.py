@@ -85,6 +85,12 @@ class Connection:
         headers = _headers(api_key, default_headers)
         self._hidden = [value.removeprefix("Bearer ") for value in headers.values()]
         self._client = _client(headers, timeout, verify)
+        self._verify = verify
+
+    @property
+    def has_credentials(self) -> bool:
+        """Whether requests carry a key, or headers of the user's."""
+        return bool(self._hidden)
 
     @property
     def closed(self) -> bool:
@@ -131,6 +137,20 @@ class Connection:
         if isinstance(answer, ServerError):
             raise answer
         return answer
+
+    async def answers_strangers(self, url: str, body: dict[str, Any] | None) -> bool:
+        """Whether `url` lets a request without key or headers through: a POST, or a GET.
+
+        A refusal of the body (400, 422) counts: it came from behind the door.
+        """
+        import httpx
+
+        async with _client({}, self.timeout, self._verify) as stranger:
+            try:
+                answer = await stranger.request("GET" if body is None else "POST", url, json=body)
+            except httpx.HTTPError:
+                return False
+            return answer.status_code in {200, 400, 422}
 
     def check(self, answer: httpx.Response) -> None:
         """Raise the typed error of a status other than 200."""

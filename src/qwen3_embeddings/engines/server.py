@@ -107,6 +107,16 @@ class ServerEngine:
         self._slots = {urgent: asyncio.Semaphore(max_concurrency) for urgent in (True, False)}
         self._tasks: set[asyncio.Task[Any]] = set()
 
+    @property
+    def connection(self) -> Connection:
+        """The connection, for who looks at the server itself."""
+        return self._connection
+
+    @property
+    def cuts_itself(self) -> bool:
+        """Whether the server gives smaller sizes, as far as it was asked."""
+        return self._cuts_itself
+
     async def start(self) -> Served:
         """Reach the server once and learn what it serves and speaks."""
         if self._connection.closed:
@@ -123,13 +133,18 @@ class ServerEngine:
         return self._served
 
     async def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Token ids from vLLM's ``/tokenize``, which stands beside the API root."""
+        """Token ids from ``/tokenize``, which stands beside the API root.
+
+        vLLM and llama.cpp have such a route, with other names for the same two fields; each
+        ignores the other's.
+        """
         served = await self.start()
         url = self.base_url.removesuffix("/v1") + "/tokenize"
         free = asyncio.Semaphore(self.chunks_in_flight)
 
         async def one(text: str) -> list[int]:
             body = {"model": served.model, "prompt": text, "add_special_tokens": True}
+            body |= {"content": text, "add_special": True}
             async with free:
                 answer = await self._connection.post(url, body, patient=True)
             return wire.read_tokens(answer.content)
@@ -317,9 +332,9 @@ class ServerEngine:
             return self.model, self.model, None, names
         if not matches:
             raise _not_served(self.base_url, names, None)
-        context, root = matches[0].get("max_model_len"), matches[0].get("root")
         name = matches[0]["id"]
-        return name, str(root or name), context if isinstance(context, int) else None, names
+        root = matches[0].get("root")
+        return name, str(root or name), _context(matches[0]), names
 
     async def _request(
         self, name: str, prompts: list[Prompt], dimensions: int | None, urgent: bool = True
@@ -376,6 +391,15 @@ class ServerEngine:
         if self._cuts_itself:
             logger.info("%s does not cut vectors itself, done here: %s", self.base_url, why)
         self._cuts_itself = False
+
+
+def _context(row: Mapping[str, Any]) -> int | None:
+    """The longest input in tokens a row of ``/models`` tells of, vLLM's or llama.cpp's."""
+    meta = row.get("meta")
+    slot = meta.get("n_ctx") if isinstance(meta, dict) else None
+    # llama.cpp refuses an input that fills its slot to the last token.
+    context = slot - 1 if isinstance(slot, int) else row.get("max_model_len")
+    return context if isinstance(context, int) else None
 
 
 def _not_served(base_url: str, names: list[str], model: str | None) -> ModelNotFoundError:

@@ -1,0 +1,78 @@
+"""The command ``qwen3-embeddings doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+import warnings
+from typing import Any
+
+from qwen3_embeddings.embedder import Embedder
+from qwen3_embeddings.engines.shared import KINDS
+from qwen3_embeddings.errors import ConfigurationError, DimensionsError, UnknownTaskError
+from qwen3_embeddings.models import MIN_DIMENSIONS
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Declare the command and its options among `commands`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "doctor",
+        help="check that a server or an engine in this process returns the right vectors",
+        description="Check that a server, or an engine in this process, returns the vectors "
+        "Qwen3-Embedding should return. Exit code 0: right (warnings included); 1: something is "
+        "wrong; 2: wrong usage. The server's key comes from QWEN3_EMBEDDINGS_API_KEY.",
+    )
+    option = parser.add_argument
+    option("--model", help="hub id, folder, or name on the server (QWEN3_EMBEDDINGS_MODEL)")
+    option("--base-url", help="OpenAI-compatible server to check (QWEN3_EMBEDDINGS_BASE_URL)")
+    option("--dimensions", type=int, help=f"a Matryoshka size to check too ({MIN_DIMENSIONS})")
+    option("--task", default="web_search", help="preset whose instruction is checked (web_search)")
+    option("--engine", choices=sorted(KINDS), help="what runs the model")
+    option("--dtype", default="auto", help="of an engine in this process (auto)")
+    option("--engine-kwargs", type=_mapping, metavar="JSON", help="of an engine in this process")
+    option("--timeout", type=float, default=60.0, help="seconds a request may take (60)")
+    option(
+        "--reference",
+        metavar="MODEL",
+        help="compare with sentence-transformers running this hub id or folder here",
+    )
+    option("--json", action="store_true", help="print the report as JSON")
+    parser.set_defaults(usage_error=parser.error)
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the checks and print the report."""
+    logging.getLogger("vllm").setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+    try:
+        embedder = Embedder(
+            options.model,
+            base_url=options.base_url,
+            dimensions=options.dimensions,
+            task=options.task,
+            engine=options.engine,
+            dtype=options.dtype,
+            engine_kwargs=options.engine_kwargs,
+            timeout=options.timeout,
+        )
+    except (ConfigurationError, DimensionsError, UnknownTaskError) as error:
+        options.usage_error(str(error))
+    with embedder:
+        report = embedder.doctor(reference=options.reference)
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        print(report.to_text(shutil.get_terminal_size((100, 24)).columns))
+    return 0 if report.ok else 1
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("not a JSON object")
+    return value

@@ -1,0 +1,66 @@
+"""One examination: start the engine, run every check, report."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from qwen3_embeddings.doctor import checks, server
+from qwen3_embeddings.doctor.checks import CannotTellError, Subject
+from qwen3_embeddings.doctor.report import Finding, Report
+from qwen3_embeddings.engines.base import Engine
+from qwen3_embeddings.errors import Qwen3EmbeddingsError
+
+CHECKS: dict[str, Callable[[Subject], Awaitable[Finding]]] = {
+    "model": checks.model,
+    "finite": checks.finite,
+    "unit length": checks.unit_length,
+    "repeatable": checks.repeatable,
+    "batch": checks.batch,
+    "end token": checks.end_token,
+    "pooling": checks.pooling,
+    "unaltered": checks.unaltered,
+    "token ids": checks.token_ids,
+    "matryoshka": checks.matryoshka,
+    "similarities": checks.similarities,
+    "reference": checks.reference,
+    "context": checks.context,
+    "wire formats": server.wire_formats,
+    "authentication": server.authentication,
+}
+"""Every check by its name, in the order of the report."""
+
+
+async def examine(
+    engine: Engine,
+    *,
+    model: str | None,
+    dimensions: int | None,
+    instruction: str,
+    reference: str | None,
+) -> Report:
+    """The report on `engine`; the arguments are those of `Subject`."""
+    target = str(getattr(engine, "base_url", None) or model)
+    try:
+        served = await engine.start()
+    except Qwen3EmbeddingsError as error:
+        return Report(target, None, (_broken("reachable", error),))
+    subject = Subject(engine, served, model, dimensions, instruction, reference)
+    findings = [Finding("reachable", "ok", f"{served.engine} engine, {served.model}")]
+    for name, check in CHECKS.items():
+        pooled = any(f.check == "pooling" and f.status == "failure" for f in findings)
+        if name == "unaltered" and pooled:  # vectors of the first token show no later change
+            findings.append(Finding(name, "skipped", "cannot be told before pooling is mended"))
+            continue
+        try:
+            findings.append(await check(subject))
+        except CannotTellError as reason:
+            findings.append(Finding(name, "skipped", str(reason)))
+        except Qwen3EmbeddingsError as error:
+            findings.append(_broken(name, error))
+    return Report(target, served, tuple(findings))
+
+
+def _broken(check: str, error: Qwen3EmbeddingsError) -> Finding:
+    """The finding of a check that got an error in place of vectors, which names the way out."""
+    effect = "There are no vectors, for this or for anything that does the same."
+    return Finding(check, "failure", str(error), effect, "See the end of the message.")
