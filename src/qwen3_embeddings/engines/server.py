@@ -319,7 +319,8 @@ class ServerEngine:
             raise _not_served(self.base_url, names, None)
         context, root = matches[0].get("max_model_len"), matches[0].get("root")
         name = matches[0]["id"]
-        return name, str(root or name), context if isinstance(context, int) else None, names
+        told = type(context) is int and context > 0
+        return name, root or name, context if told else None, names
 
     async def _request(
         self, name: str, prompts: list[Prompt], dimensions: int | None, urgent: bool = True
