@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, Self
@@ -84,8 +83,9 @@ def hide_texts(said: str, texts: Iterable[str]) -> str:
     A piece has `RUN` characters or more, or is a whole text of at least 8.
     """
     for text in texts:
-        for form in {text, repr(text)[1:-1], *(json.dumps(text, ensure_ascii=a) for a in (0, 1))}:
-            said = _hide_text(said, form.strip('"'))
+        escaped = {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+        for form in (text, repr(text)[1:-1], *escaped):
+            said = _hide_text(said, form)
     return said
 
 
@@ -97,11 +97,16 @@ def _hide_text(said: str, text: str) -> str:
         block = text[start : start + step]
         at = said.find(block)
         while at >= 0:
-            left = [said[:at][::-1], text[max(start - reach, 0) : start][::-1]]
-            first = at - len(os.path.commonprefix(left))
-            last = at + len(os.path.commonprefix([said[at:], text[start : start + reach]]))
+            first = at - _shared(said[:at][::-1], text[max(start - reach, 0) : start][::-1])
+            last = at + _shared(said[at:], text[start : start + reach])
             if last - first >= least:
                 said = f"{said[:first]}…{said[last:]}"
                 last = first
             at = said.find(block, last)
     return said
+
+
+def _shared(one: str, other: str) -> int:
+    """How many characters two strings begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

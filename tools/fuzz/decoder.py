@@ -4,8 +4,9 @@
     make fuzz FUZZ_SECONDS=3600
 
 The first byte of an input chooses the reader and the number of texts; the rest is the body, or in
-half of the cases what JSON is put together from. What breaks the promise is written to ``crash-…`` in the working directory; pass that file as argument
-to run it again. tests/test_security.py holds the same promise with hypothesis.
+half of the cases what JSON is put together from. What breaks the promise is written to
+``build/fuzz/crash-…``; pass that file as argument to run it again. tests/test_security.py holds the
+same promise with hypothesis.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ KINDS = ("application/octet-stream", "application/json")
 
 
 def read_vectors(body: bytes, rows: int, content_type: str) -> None:
+    """An embeddings response."""
     form, vectors = wire.read(body, content_type, rows)
     assert form in wire.FORMATS
     assert vectors.dtype == np.float32
@@ -37,18 +39,21 @@ def read_vectors(body: bytes, rows: int, content_type: str) -> None:
 
 
 def read_models(body: bytes) -> None:
+    """A list of models that can be asked for."""
     for row in wire.read_models(body):
         assert isinstance(row, dict)
         row["id"].encode()
 
 
 def read_tokens(body: bytes) -> None:
+    """Token ids."""
     ids = wire.read_tokens(body)
     assert ids
     assert all(type(token) is int for token in ids)
 
 
 def read_message(body: bytes) -> None:
+    """What an error says, in a form that can be printed."""
     said = http._message(SimpleNamespace(content=body, json=lambda: json.loads(body)))  # type: ignore[arg-type]
     assert len(said) <= 500
     said.encode()

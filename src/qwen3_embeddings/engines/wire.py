@@ -71,8 +71,8 @@ def _read_json(body: bytes, rows: int) -> tuple[str, Vectors]:
         ) from None
     if not all(type(index) is int for index in order) or sorted(order) != list(range(rows)):
         raise ServerResponseError(
-            f"the server answered {len(order)} vectors with indices {reprlib.repr(order)} to {rows} "
-            "texts. They cannot be matched to the texts: report it to whoever runs the server."
+            f"the server answered {len(order)} vectors with indices {reprlib.repr(order)} to "
+            f"{rows} texts. They cannot be matched: report it to whoever runs the server."
         )
     by_index: list[Any] = [None] * rows
     for index, cell in zip(order, cells, strict=True):
