@@ -506,8 +506,10 @@ def _start_error(
     if isinstance(error, (EngineError, UnknownModelError, ConfigurationError, ImportError)):
         return error
     said = f"{type(error).__name__}: {error}"
-    way_out = memory.way_out(said,
-        lambda: profiles.engine_arguments(models.describe(name), dtype, _device()) | engine_kwargs,)
+    way_out = memory.way_out(
+        said,
+        lambda: profiles.engine_arguments(models.describe(name), dtype, _device()) | engine_kwargs,
+    )
     way_out = way_out or "Check that the checkpoint is complete, and what engine_kwargs asks for."
     wrapped = EngineStartError(f"vLLM could not start with {name!r} ({said}). {way_out}")
     wrapped.__cause__ = error
