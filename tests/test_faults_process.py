@@ -8,6 +8,7 @@ variables make the random tests longer: QWEN3_SOAK_CALLS (2,000 calls) and QWEN3
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -32,16 +33,19 @@ SECONDS = int(os.environ.get("QWEN3_SOAK_SECONDS", "15"))
 def run_script(
     script: str, *arguments: str, seconds: float = 180, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script in a fresh interpreter; one that hangs fails the test."""
+    """Run a script in a fresh interpreter; one that hangs fails, and its children end with it."""
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), *arguments]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-        env=os.environ | environment,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    variables = os.environ | environment
+    with subprocess.Popen(
+        command, text=True, env=variables, start_new_session=True, **pipes
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 # Memory.
@@ -195,7 +199,7 @@ FORK = """
     if pid == 0:
         embedder.close()
         print("child", flush=True)
-        os._exit(0)
+        sys.exit()
     assert os.waitpid(pid, 0)[1] == 0
     print("parent")
 """
@@ -218,10 +222,6 @@ EXITS = {
         thread = threading.Thread(target=lambda: print(embedder.encode_document(few).shape))
         thread.start()
     """,
-    "executor": """
-        from concurrent.futures import ThreadPoolExecutor
-        ThreadPoolExecutor(4).submit(embedder.encode_document, work[:200])
-    """,
     "async in a daemon thread": """
         calls = lambda: asyncio.run(embedder.aencode_document(work))
         threading.Thread(target=calls, daemon=True).start()
@@ -242,11 +242,6 @@ EXITS = {
     "during the start": """
         early = Embedder(sys.argv[1], dtype="float32", engine_kwargs={"max_num_seqs": 32})
         threading.Thread(target=early.start, daemon=True).start()
-    """,
-    "an error of the main thread": """
-        threading.Thread(target=embedder.encode_document, args=(work,), daemon=True).start()
-        time.sleep(0.3)
-        sys.exit(0)
     """,
 }
 
@@ -282,6 +277,7 @@ def test_the_interpreter_exits_in_the_middle_of_a_call(
     assert "Fatal" not in done.stderr
     assert "Segmentation" not in done.stderr
     assert "leaked" not in done.stderr
+    assert way == "exit inside a coroutine" or "leaving" in done.stdout
     if way == "sync in a thread":  # Python waits for threads, and they get their vectors
         assert "(200, 128)" in done.stdout
 
@@ -484,8 +480,7 @@ def test_engines_that_come_and_go_leave_nothing_behind(checkpoint: str) -> None:
     assert after["memory"] - before["memory"] < 60
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_terminated_process_ends_at_once(checkpoint: str, number: signal.Signals) -> None:
+def test_a_terminated_process_ends_at_once(checkpoint: str) -> None:
     script = """
         import sys
         from qwen3_embeddings import Embedder
@@ -499,5 +494,5 @@ def test_a_terminated_process_ends_at_once(checkpoint: str, number: signal.Signa
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         time.sleep(0.5)
-        process.send_signal(number)
-        assert process.wait(timeout=30) == -number
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == -signal.SIGTERM

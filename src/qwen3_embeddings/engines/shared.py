@@ -126,6 +126,9 @@ def _forget_engines() -> None:
     """A forked child shares no thread or connection with its parent: it starts its own."""
     global _lock
     _lock = threading.RLock()
+    if _engines and "TOKENIZERS_PARALLELISM" in os.environ:
+        # Its threads did not come along either: told to use them, the tokenizer waits for ever.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _abandoned.append(dict(_engines))
     _engines.clear()
     _leases.clear()

@@ -91,7 +91,10 @@ def _forget_turn() -> None:
     """A forked child has none of its parent's engines, nor the thread that held the lock."""
     global _turn
     _turn = threading.Lock()
+    inherited = bool(_alive)
     _alive.clear()
+    if inherited:
+        _alive.add(0)  # of no engine: the process groups are the parent's, whose end would crash
 
 
 if hasattr(os, "register_at_fork"):
