@@ -508,12 +508,15 @@ def _start_error(
 ) -> Exception:
     if isinstance(error, (EngineError, UnknownModelError, ConfigurationError, ImportError)):
         return error
+
+    def asked_for() -> dict[str, Any]:
+        model, device = models.describe(name), profiles.this_device()
+        return profiles.engine_arguments(model, dtype, device) | engine_kwargs
+
     said = f"{type(error).__name__}: {error}"
-    way_out = memory.way_out(
-        said,
-        lambda: profiles.engine_arguments(models.describe(name), dtype, _device()) | engine_kwargs,
+    way_out = memory.way_out(said, asked_for) or (
+        "Check that the checkpoint is complete, and what engine_kwargs asks for."
     )
-    way_out = way_out or "Check that the checkpoint is complete, and what engine_kwargs asks for."
     wrapped = EngineStartError(f"vLLM could not start with {name!r} ({said}). {way_out}")
     wrapped.__cause__ = error
     return wrapped
