@@ -1,10 +1,12 @@
 # Everything runs in .venv, which `make install` makes from nothing but Python 3.11+ and this file.
 #
 #   PYTHON       interpreter to make the environment from
+#   FUZZ_SECONDS how long `make fuzz` looks for bytes that break the response decoder
 #   TORCH_INDEX  URL of PyTorch's CPU wheel index, where pip does not find torch 2.13.0+cpu by itself
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+FUZZ_SECONDS ?= 600
 VENV := .venv
 BIN := $(VENV)/bin
 PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml)
@@ -12,7 +14,7 @@ EDITABLE := -e '.[server,reference,testing]' $(foreach f,$(filter-out pyproject.
 
 PIP := $(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: install demo test lint types bench clean
+.PHONY: install demo test soak fuzz lint types bench clean
 
 install: $(VENV)/installed
 
@@ -34,6 +36,17 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# The random tests of processes for longer: 10,000 calls, a minute of signals.
+soak: install
+	QWEN3_SOAK_CALLS=10000 QWEN3_SOAK_SECONDS=60 $(BIN)/python -m pytest -s \
+	  tests/test_faults_process.py -k "leave_nothing_behind or random_moments"
+
+fuzz: install
+	$(PIP) --group fuzz
+	mkdir -p build/fuzz/corpus
+	$(BIN)/python tools/fuzz/decoder.py -dict=tools/fuzz/json.dict \
+	  -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build/fuzz/ build/fuzz/corpus tools/fuzz/seeds
 
 lint: install
 	$(BIN)/ruff check .

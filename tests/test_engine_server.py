@@ -60,6 +60,19 @@ def test_what_is_learned(server: RunningServer, remote: Embedder) -> None:
     assert spoken(remote) == "bytes_only"
 
 
+def test_each_wire_of_a_real_server_gives_the_same_vectors(
+    server: RunningServer, remote: Embedder, texts: list[str]
+) -> None:
+    """Hazard 8: a decoder that takes one wire's bytes for another's returns garbage."""
+    expected = remote.encode_document(texts)
+    for form, wire in enumerate(FORMATS):
+        embedder = connect(server, default_headers={"X-Wire": wire})
+        embedder.start()
+        embedder._lease.engine._form = form  # type: ignore[attr-defined]
+        np.testing.assert_allclose(embedder.encode_document(texts), expected, atol=2e-6)
+        assert spoken(embedder) == wire
+
+
 def test_the_path_of_the_weights_names_the_model_too(
     server: RunningServer, checkpoint: str
 ) -> None:

@@ -189,7 +189,8 @@ class Embedder:
             shown or pickled.
         verify: TLS verification: True, False, a CA file, or an `ssl.SSLContext`.
         engine_kwargs: further arguments of the engine, by the engine's own names: vLLM's
-            `EngineArgs`, or sentence-transformers' `SentenceTransformer`.
+            `EngineArgs`, or sentence-transformers' `SentenceTransformer`. They are part of
+            fingerprints and pickles: tokens are refused here, and so is ``trust_remote_code``.
 
     Raises:
         ConfigurationError: an argument has a value that cannot work.
@@ -247,6 +248,7 @@ class Embedder:
         _check_at_least("timeout", timeout, 1e-3)
         _check_at_least("restart_timeout", restart_timeout, 0)
         self._choose_instructions(task, query_instruction, document_instruction)
+        _check_no_secret_or_foreign_code(engine_kwargs or {})
         self._engine_kwargs = dict(engine_kwargs or {})
         if self.engine == "server" and engine_kwargs:
             raise ConfigurationError(
@@ -411,11 +413,13 @@ class Embedder:
 
     def close(self) -> None:
         """Release the engine; it stops when no other open embedder uses it. May be repeated."""
-        self._lease.release()
+        if engine := self._lease.detach():
+            background.run(engine.close())
 
     async def aclose(self) -> None:
         """`close` for coroutines."""
-        await asyncio.to_thread(self.close)
+        if engine := self._lease.detach():
+            await background.wait(engine.close())
 
     def __enter__(self) -> Self:
         return self
@@ -440,14 +444,14 @@ class Embedder:
         server is asked.
         """
         name = self.model or self.start().model
-        known = models.MODELS.get(name)
+        shape = models.known_shape(name)
         kwargs = {k: v for k, v in self._engine_kwargs.items() if k not in _NEUTRAL}
-        size = self.dimensions or (known.dimensions if known else "native")
+        size = self.dimensions or (shape.dimensions if shape else "native")
         parts = {
             "model": models.weights_digest(name),
             "dimensions": size,
             "template": instruct(self._instruction(role), ""),
-            "dtype": self.dtype,
+            "dtype": shape.precision(self.dtype) if shape else self.dtype,
             "overflow": self.overflow,
             "engine_kwargs": kwargs,
         }
@@ -759,6 +763,23 @@ def _check_dtype(dtype: str) -> str:
 def _check_at_least(name: str, value: float | None, least: float) -> None:
     if value is not None and not value >= least:
         raise ConfigurationError(f"{name}={value!r} is too small. Use {least:g} or more.")
+
+
+def _check_no_secret_or_foreign_code(engine_kwargs: Mapping[str, Any]) -> None:
+    """Refuse what would be dumped with the settings, or run a checkpoint's own code."""
+    for name, value in engine_kwargs.items():
+        if isinstance(value, Mapping):
+            _check_no_secret_or_foreign_code(value)
+        if name in {"hf_token", "token", "use_auth_token"} and isinstance(value, str):
+            raise ConfigurationError(
+                f"engine_kwargs[{name!r}] would show in dumps and pickles. Set HF_TOKEN in the "
+                "environment instead."
+            )
+        if name == "trust_remote_code" and value:
+            raise ConfigurationError(
+                "trust_remote_code runs code from the checkpoint, and no Qwen3-Embedding model "
+                "has any. Leave it out."
+            )
 
 
 def _rebuild(cls: type[Embedder], settings: dict[str, Any]) -> Embedder:

@@ -67,7 +67,8 @@ def normalize(vectors: Vectors) -> Vectors:
     Raises:
         InvalidVectorError: a row has NaN or infinity in it, or length zero.
     """
-    lengths = np.sqrt(np.einsum("...i,...i->...", vectors, vectors, dtype=np.float32))
+    # float64: the squares of small and large numbers are outside float32
+    lengths = np.sqrt(np.einsum("...i,...i->...", vectors, vectors, dtype=np.float64))
     usable = np.isfinite(lengths) & (lengths > 0)
     if not usable.all():
         bad = [int(i) for i in np.flatnonzero(~np.atleast_1d(usable))]

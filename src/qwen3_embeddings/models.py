@@ -7,6 +7,7 @@ allows more positions.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -103,6 +104,14 @@ def describe(name: str) -> Model:
     return from_config(name, _read_config(name))
 
 
+def known_shape(name: str) -> Model | None:
+    """`describe`, as far as this machine can tell: the hub is not asked."""
+    if name in MODELS or Path(name).is_dir():
+        with contextlib.suppress(UnknownModelError):
+            return describe(name)
+    return None
+
+
 def from_config(name: str, config: Mapping[str, Any]) -> Model:
     """A row from the contents of a ``config.json``.
 
@@ -115,19 +124,24 @@ def from_config(name: str, config: Mapping[str, Any]) -> Model:
             f"embeds with the Qwen3-Embedding family only. Use one of {', '.join(MODELS)} or a "
             "fine-tune of them."
         )
-    heads = config["num_attention_heads"]
-    return Model(
-        name=name,
-        layers=config["num_hidden_layers"],
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads", heads),
-        head_dim=config.get("head_dim", config["hidden_size"] // heads),
-        intermediate=config["intermediate_size"],
-        vocabulary=config["vocab_size"],
-        dimensions=config["hidden_size"],
-        context=min(config["max_position_embeddings"], 32768),
-        stored=config.get("dtype") or config.get("torch_dtype") or "bfloat16",
-    )
+    try:
+        heads = config["num_attention_heads"]
+        return Model(
+            name=name,
+            layers=config["num_hidden_layers"],
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads", heads),
+            head_dim=config.get("head_dim", config["hidden_size"] // heads),
+            intermediate=config["intermediate_size"],
+            vocabulary=config["vocab_size"],
+            dimensions=config["hidden_size"],
+            context=min(config["max_position_embeddings"], 32768),
+            stored=config.get("dtype") or config.get("torch_dtype") or "bfloat16",
+        )
+    except (KeyError, TypeError, ArithmeticError) as error:
+        raise UnknownModelError(
+            f"config.json of {name!r} has no usable {error}. Download it again."
+        ) from error
 
 
 def weights_digest(name: str) -> str:

@@ -1,12 +1,16 @@
-"""A string that does not show itself."""
+"""What is not shown: the key, and the texts."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, Self
 
 from qwen3_embeddings.errors import ConfigurationError
+
+RUN = 20
+"""Characters in a row that quote a text; fewer may be chance, unless they are all of it."""
 
 
 class SupportsSecret(Protocol):
@@ -71,3 +75,38 @@ def shown(headers: Mapping[str, Any]) -> dict[str, str]:
     """HTTP headers without the secret ones: what pickles and dumps may hold."""
     hidden = hide(headers)
     return {name: value for name, value in hidden.items() if not isinstance(value, Secret)}
+
+
+def hide_texts(said: str, texts: Iterable[str]) -> str:
+    """`said` with "…" for every piece of a text it quotes, plainly or as JSON or Python escape it.
+
+    A piece has `RUN` characters or more, or is a whole text of at least 8.
+    """
+    for text in texts:
+        escaped = {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+        for form in (text, repr(text)[1:-1], *escaped):
+            said = _hide_text(said, form)
+    return said
+
+
+def _hide_text(said: str, text: str) -> str:
+    least = min(RUN, len(text))
+    step = least // 2  # every run of `least` characters holds a whole block of half as many
+    reach = len(said)
+    for start in range(0, len(text) - step + 1, step) if least >= 8 else ():
+        block = text[start : start + step]
+        at = said.find(block)
+        while at >= 0:
+            first = at - _shared(said[:at][::-1], text[max(start - reach, 0) : start][::-1])
+            last = at + _shared(said[at:], text[start : start + reach])
+            if last - first >= least:
+                said = f"{said[:first]}…{said[last:]}"
+                last = first
+            at = said.find(block, last)
+    return said
+
+
+def _shared(one: str, other: str) -> int:
+    """How many characters two strings begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -31,7 +31,7 @@ from qwen3_embeddings.errors import (
     ServerTimeoutError,
     TextTooLongError,
 )
-from qwen3_embeddings.secret import Secret
+from qwen3_embeddings.secret import Secret, hide_texts
 
 if TYPE_CHECKING:
     import httpx
@@ -110,7 +110,7 @@ class Connection:
             EngineClosedError: the connection was closed.
         """
         answer = await self.send("POST", url, body, patient)
-        self.check(answer)
+        self.check(answer, body)
         return answer
 
     async def send(
@@ -152,11 +152,13 @@ class Connection:
                 return False
             return answer.status_code in {200, 400, 422}
 
-    def check(self, answer: httpx.Response) -> None:
-        """Raise the typed error of a status other than 200."""
+    def check(self, answer: httpx.Response, body: Mapping[str, Any] | None = None) -> None:
+        """Raise the typed error of a status other than 200, without the texts of the `body`."""
         if answer.status_code != 200:
             said = self._hide(_message(answer))
-            raise _status_error(answer.status_code, str(answer.request.url), said)
+            sent = body.get("input") or [body.get("prompt")] if body else []
+            shown = hide_texts(said, [text for text in sent if isinstance(text, str)])
+            raise _status_error(answer.status_code, str(answer.request.url), said, shown)
 
     async def _attempt(
         self, method: str, url: str, body: dict[str, Any] | None
@@ -308,47 +310,48 @@ def _retry_after(answer: httpx.Response) -> float | None:
     return min(max(seconds, 0.0), 60.0) if math.isfinite(seconds) else None
 
 
-def _status_error(status: int, url: str, said: str) -> Qwen3EmbeddingsError:
-    """The typed error of a status other than 200."""
+def _status_error(status: int, url: str, said: str, shown: str) -> Qwen3EmbeddingsError:
+    """The typed error of a status other than 200, by what was said, with what may be shown."""
     if status in {401, 403}:
         return AuthenticationError(
-            f"{url} refused the key ({status}: {said}). Pass api_key=… or set "
+            f"{url} refused the key ({status}: {shown}). Pass api_key=… or set "
             "QWEN3_EMBEDDINGS_API_KEY; a pickle or dump holds neither key nor secret headers.",
             status,
         )
     if status == 404 and "model" in said.lower():
-        return ModelNotFoundError(f"{url}: {said} Leave model out to use the served one.", status)
+        return ModelNotFoundError(f"{url}: {shown} Leave model out to use the served one.", status)
     if status in {400, 413, 422} and _TOO_LONG.search(said):
         return TextTooLongError(
-            f"over the server's context ({said}). Pass overflow='truncate' or overflow='mean', or "
+            f"over the server's context ({shown}). Pass overflow='truncate' or overflow='mean', or "
             "split the text."
         )
     if status in _PASSING or status >= 500:
         return ServerBusyError(
-            f"{url} stayed unavailable through every retry ({status}: {said}). Try later, lower "
+            f"{url} stayed unavailable through every retry ({status}: {shown}). Try later, lower "
             "max_concurrency, or look into the server's log.",
             status,
         )
     if status in {404, 405} or 300 <= status < 400:
         return ServerResponseError(
-            f"{url} is not an embeddings route ({status}: {said}). Check that base_url is the "
+            f"{url} is not an embeddings route ({status}: {shown}). Check that base_url is the "
             "server's OpenAI-compatible root, usually ending in /v1; redirects are not followed.",
             status,
         )
     return ServerRefusedError(
-        f"{url} refused the request ({status}: {said}). Change what it names, or look into the "
+        f"{url} refused the request ({status}: {shown}). Change what it names, or look into the "
         "server's log.",
         status,
     )
 
 
 def _message(answer: httpx.Response) -> str:
-    """What an error body says, in any of the shapes servers use."""
+    """What an error body says, in any of the shapes servers use, at most 500 characters."""
     try:
         body = answer.json()
+        error = body.get("error", body) if isinstance(body, dict) else body
+        if isinstance(error, dict):
+            error = error.get("message") or error.get("detail") or error
+        said = str(error)[:500]
     except (ValueError, RecursionError):
         return wire.excerpt(answer.content)
-    error = body.get("error", body) if isinstance(body, dict) else body
-    if isinstance(error, dict):
-        error = error.get("message") or error.get("detail") or error
-    return str(error)[:500]
+    return said.encode("utf-8", "replace").decode()  # JSON can hold half a character

@@ -333,8 +333,7 @@ class ServerEngine:
         if not matches:
             raise _not_served(self.base_url, names, None)
         name = matches[0]["id"]
-        root = matches[0].get("root")
-        return name, str(root or name), _context(matches[0]), names
+        return name, matches[0].get("root") or name, _context(matches[0]), names
 
     async def _request(
         self, name: str, prompts: list[Prompt], dimensions: int | None, urgent: bool = True
@@ -398,8 +397,8 @@ def _context(row: Mapping[str, Any]) -> int | None:
     meta = row.get("meta")
     slot = meta.get("n_ctx") if isinstance(meta, dict) else None
     # llama.cpp refuses an input that fills its slot to the last token.
-    context = slot - 1 if isinstance(slot, int) else row.get("max_model_len")
-    return context if isinstance(context, int) else None
+    context = slot - 1 if type(slot) is int else row.get("max_model_len")
+    return context if type(context) is int and context > 0 else None
 
 
 def _not_served(base_url: str, names: list[str], model: str | None) -> ModelNotFoundError:

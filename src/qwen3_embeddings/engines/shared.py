@@ -79,18 +79,18 @@ class Lease:
             self._acquire()
         return self._engine
 
-    def release(self) -> None:
-        """Give the hold up, and stop the engine when it was the last. May be called twice."""
+    def detach(self) -> Engine | None:
+        """Give the hold up; the engine to close when it was the last. May be called twice."""
         with _lock:
             engine, self._engine = self._engine, None
             others = _leases.get(self._key)
             if engine is None or others is None or _engines.get(self._key) is not engine:
-                return  # released before, or of the parent process
+                return None  # released before, or of the parent process
             others.discard(self)
             if others:
-                return
+                return None
             del _engines[self._key], _leases[self._key]
-        background.run(engine.close())
+        return engine
 
 
 def _make(kind: str, arguments: dict[str, Any]) -> Engine:
@@ -126,6 +126,9 @@ def _forget_engines() -> None:
     """A forked child shares no thread or connection with its parent: it starts its own."""
     global _lock
     _lock = threading.RLock()
+    if _engines and "TOKENIZERS_PARALLELISM" in os.environ:
+        # Its threads did not come along either: told to use them, the tokenizer waits for ever.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _abandoned.append(dict(_engines))
     _engines.clear()
     _leases.clear()

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from qwen3_embeddings import models, profiles
+from qwen3_embeddings.engines import memory
 from qwen3_embeddings.engines.base import Prompt, Served, check_lengths
 from qwen3_embeddings.errors import (
     ConfigurationError,
@@ -90,7 +91,10 @@ def _forget_turn() -> None:
     """A forked child has none of its parent's engines, nor the thread that held the lock."""
     global _turn
     _turn = threading.Lock()
+    inherited = bool(_alive)
     _alive.clear()
+    if inherited:
+        _alive.add(0)  # of no engine: the process groups are the parent's, whose end would crash
 
 
 if hasattr(os, "register_at_fork"):
@@ -225,7 +229,7 @@ class _EngineThread(threading.Thread):
             _forget_frames(error)
             with _turn:
                 _free_memory()
-            _settle(self.ready, error=_start_error(error, self._settings[0]))
+            _settle(self.ready, error=_start_error(error, *self._settings))
             return
         _settle(self.ready, self._built.served)
         refusal: EngineError = _closed_error()
@@ -478,7 +482,8 @@ def _load_tokenizer(name: str, engine_kwargs: dict[str, Any]) -> Tokenizer:
 
     source = engine_kwargs.get("tokenizer") or name
     revision = engine_kwargs.get("tokenizer_revision") or engine_kwargs.get("revision")
-    options = {"revision": revision or "main", "token": engine_kwargs.get("hf_token")}
+    # Told no, transformers refuses code in the checkpoint; told nothing, it asks on the terminal.
+    options = {"revision": revision or "main", "trust_remote_code": False}
     try:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(source, **options).backend_tokenizer
     except (OSError, ValueError, AttributeError) as error:
@@ -498,14 +503,21 @@ def _load_tokenizer(name: str, engine_kwargs: dict[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _start_error(error: BaseException, name: str) -> Exception:
+def _start_error(
+    error: BaseException, name: str, dtype: str, engine_kwargs: dict[str, Any]
+) -> Exception:
     if isinstance(error, (EngineError, UnknownModelError, ConfigurationError, ImportError)):
         return error
-    wrapped = EngineStartError(
-        f"vLLM could not start with {name!r} ({type(error).__name__}: {error}). Check that the "
-        "checkpoint is complete; if memory is short, lower max_model_len, max_num_batched_tokens "
-        "or kv_cache_memory_bytes in engine_kwargs."
+
+    def asked_for() -> dict[str, Any]:
+        model, device = models.describe(name), profiles.this_device()
+        return profiles.engine_arguments(model, dtype, device) | engine_kwargs
+
+    said = f"{type(error).__name__}: {error}"
+    way_out = memory.way_out(said, asked_for) or (
+        "Check that the checkpoint is complete, and what engine_kwargs asks for."
     )
+    wrapped = EngineStartError(f"vLLM could not start with {name!r} ({said}). {way_out}")
     wrapped.__cause__ = error
     return wrapped
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -60,18 +61,18 @@ def _read_bytes(body: bytes, rows: int) -> Vectors:
 
 def _read_json(body: bytes, rows: int) -> tuple[str, Vectors]:
     try:
-        data = json.loads(body)["data"]
+        data = _parse(body)["data"]
         order = [item["index"] for item in data]
         cells = [item["embedding"] for item in data]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (TypeError, KeyError):
         raise ServerResponseError(
-            f"the answer is not an embeddings response: {excerpt(body)!r}. Check that base_url "
+            f"the answer is not an embeddings response: {_kind(body)}. Check that base_url "
             "is the server's OpenAI-compatible root, usually ending in /v1."
-        ) from error
+        ) from None
     if not all(type(index) is int for index in order) or sorted(order) != list(range(rows)):
         raise ServerResponseError(
-            f"the server answered {len(order)} vectors with indices {order[:8]} to {rows} texts. "
-            "Its answers cannot be matched to the texts: report it to whoever runs the server."
+            f"the server answered {len(order)} vectors with indices {reprlib.repr(order)} to "
+            f"{rows} texts. They cannot be matched: report it to whoever runs the server."
         )
     by_index: list[Any] = [None] * rows
     for index, cell in zip(order, cells, strict=True):
@@ -95,12 +96,13 @@ def _read_base64(cells: list[str], rows: int) -> Vectors:
 
 def _read_floats(cells: list[Any]) -> Vectors:
     try:
-        vectors = np.array(cells, dtype=np.float32)
-    except (ValueError, TypeError, OverflowError) as error:
+        with np.errstate(over="ignore"):  # infinity is refused where rows are normalised
+            vectors = np.array(cells, dtype=np.float32)
+    except (ValueError, TypeError, OverflowError):
         raise ServerResponseError(
-            f"the vectors are not lists of numbers of one size ({error}). Report it to whoever "
-            "runs the server."
-        ) from error
+            "the vectors are not lists of numbers of one size. Report it to whoever runs the "
+            "server."
+        ) from None  # which may quote what it could not read
     if vectors.ndim != 2 or not vectors.shape[1]:
         raise ServerResponseError(
             f"the answer has shape {vectors.shape} instead of one vector a text: the server pools "
@@ -110,20 +112,23 @@ def _read_floats(cells: list[Any]) -> Vectors:
 
 
 def read_models(body: bytes) -> list[dict[str, Any]]:
-    """The rows of a ``/models`` answer, each with an ``id``.
+    """The rows of a ``/models`` answer, each with an ``id`` and perhaps a ``root``.
 
     Raises:
         ServerResponseError: not a list of models.
     """
     try:
-        rows: list[dict[str, Any]] = json.loads(body)["data"]
-        if not all(isinstance(row["id"], str) for row in rows):
-            raise TypeError("a model without a name")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        rows: list[dict[str, Any]] = _parse(body)["data"]
+        if not isinstance(rows, list):
+            raise TypeError("no list")
+        for row in rows:
+            for name in (row["id"], row.get("root") or ""):
+                name.encode()  # a name, and one that can be sent
+    except (TypeError, KeyError, AttributeError, UnicodeEncodeError):
         raise ServerResponseError(
-            f"/models does not answer a list of models: {excerpt(body)!r}. Check that base_url is "
+            f"/models does not answer a list of models: {_kind(body)}. Check that base_url is "
             "the server's OpenAI-compatible root, usually ending in /v1."
-        ) from error
+        ) from None
     return rows
 
 
@@ -134,14 +139,32 @@ def read_tokens(body: bytes) -> list[int]:
         ServerResponseError: no token ids.
     """
     try:
-        ids: list[int] = json.loads(body)["tokens"]
-        if not ids or not all(type(token) is int for token in ids):
+        ids: list[int] = _parse(body)["tokens"]
+        if not ids or not isinstance(ids, list) or not all(type(token) is int for token in ids):
             raise TypeError("no integers")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (TypeError, KeyError):
         raise ServerResponseError(
-            f"/tokenize does not answer token ids as vLLM's does: {excerpt(body)!r}."
-        ) from error
+            f"/tokenize does not answer token ids as vLLM's does: {_kind(body)}."
+        ) from None
     return ids
+
+
+def _parse(body: bytes) -> Any:
+    """The JSON value, or None: the parser's own error would keep the body."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _kind(body: bytes) -> str:
+    """What a body is, too little of it to quote a text."""
+    value = _parse(body)
+    if value is None:
+        return f"{len(body)} bytes that begin with {excerpt(body)[:16]!r}"
+    if isinstance(value, dict):
+        return f"a JSON object of {', '.join(repr(name[:16]) for name in list(value)[:6])}"
+    return f"a JSON {type(value).__name__}"
 
 
 def excerpt(body: bytes) -> str:
