@@ -19,7 +19,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -62,9 +62,9 @@ class Exchange:
             body = json.dumps(self.json | changes).encode()
             head = with_length(head, len(body))
         reader, writer = await asyncio.open_connection("127.0.0.1", self.proxy.server_port)
-        writer.write(head + body)
-        answer = await read_message(reader)
-        writer.close()
+        with contextlib.closing(writer.transport):
+            writer.write(head + body)
+            answer = await read_message(reader)
         assert answer is not None
         return answer
 
@@ -102,7 +102,8 @@ class Proxy:
         self.url = f"http://127.0.0.1:{self.port}/v1"
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        broken = (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError)
+        with contextlib.suppress(*broken), contextlib.closing(writer.transport):
             while (message := await read_message(reader)) and not writer.is_closing():
                 exchange = Exchange(self, *message, writer) if message[1] else None
                 fault = None
@@ -115,7 +116,6 @@ class Proxy:
                     passing = exchange or Exchange(self, message[0], b"{}", writer)
                     passing.body = message[1]
                     await passing.send(*await passing.forward())
-        writer.close()
 
 
 async def read_message(reader: asyncio.StreamReader) -> tuple[bytes, bytes] | None:
@@ -124,36 +124,41 @@ async def read_message(reader: asyncio.StreamReader) -> tuple[bytes, bytes] | No
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:
         return None
-    length = [line[15:] for line in head.lower().split(b"\r\n") if line[:15] == b"content-length:"]
-    return head, await reader.readexactly(int(length[0])) if length else b""
+    fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
+    if b"chunked" not in fields.get(b"transfer-encoding", b""):
+        return head, await reader.readexactly(int(fields.get(b"content-length", 0)))
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    return with_length(head, len(body)), body
 
 
 def with_length(head: bytes, length: int) -> bytes:
-    lines = [x for x in head.split(b"\r\n") if x and not x.lower().startswith(b"content-length")]
+    """A head with a length of the body in place of what it said of it."""
+    others = (b"content-length", b"transfer-encoding")
+    lines = [line for line in head.split(b"\r\n") if line and not line.lower().startswith(others)]
     return b"\r\n".join([*lines, b"content-length: %d" % length, b"", b""])
 
 
 @contextlib.contextmanager
 def running(proxy: Proxy) -> Iterator[Proxy]:
-    loop = asyncio.new_event_loop()
+    """The proxy, listening in a thread of its own."""
+    ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
-    def serve() -> None:
-        server = loop.run_until_complete(
-            asyncio.start_server(proxy.handle, "127.0.0.1", proxy.port, limit=1 << 24)
-        )
-        loop.run_forever()
+    async def serve() -> None:
+        over = asyncio.Event()
+        server = await asyncio.start_server(proxy.handle, "127.0.0.1", proxy.port, limit=1 << 24)
+        ready.set_result((asyncio.get_running_loop(), over))
+        await over.wait()
         server.close()
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
 
-    thread = threading.Thread(target=serve)
+    thread = threading.Thread(target=asyncio.run, args=[serve()])
     thread.start()
+    loop, over = ready.result(timeout=60)
     try:
         yield proxy
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        loop.call_soon_threadsafe(over.set)
         thread.join()
 
 
@@ -242,6 +247,18 @@ async def trickling(exchange: Exchange) -> None:
         await asyncio.sleep(0.02)
 
 
+async def never(exchange: Exchange) -> None:
+    await asyncio.sleep(600)
+
+
+async def trickling_for_ever(exchange: Exchange) -> None:
+    head, body = await exchange.forward()
+    await exchange.send(head)
+    for start in range(len(body)):
+        await exchange.send(body[start : start + 1])
+        await asyncio.sleep(0.2)
+
+
 async def half_as_whole(exchange: Exchange) -> None:
     """Half an answer under a length that fits it: half the numbers of each row, or so it looks."""
     head, body = await exchange.forward()
@@ -287,8 +304,8 @@ LASTING: dict[str, tuple[Fault, type[Qwen3EmbeddingsError], dict[str, Any]]] = {
     "reset": (reset, ServerConnectionError, {"max_retries": 1}),
     "reset mid-body": (reset_mid_body, ServerConnectionError, {"max_retries": 1}),
     "truncated body": (truncated, ServerConnectionError, {"max_retries": 1}),
-    "slow first byte": (slow_first_byte, ServerTimeoutError, {"timeout": 0.3, "max_retries": 1}),
-    "trickling body": (trickling, ServerTimeoutError, {"timeout": 0.3, "max_retries": 1}),
+    "no first byte": (never, ServerTimeoutError, {"timeout": 3, "max_retries": 1}),
+    "trickling body": (trickling_for_ever, ServerTimeoutError, {"timeout": 3, "max_retries": 0}),
     "429": (status(429, retry_after="0"), ServerBusyError, {"max_retries": 1}),
     "503": (status(503), ServerBusyError, {"max_retries": 1}),
     "500": (status(500), ServerBusyError, {"max_retries": 1}),

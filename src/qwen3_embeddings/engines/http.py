@@ -124,7 +124,7 @@ class Connection:
             answer, outlook = await self._attempt(method, url, body)
             now = time.monotonic()
             down_since = min(down_since, now) if outlook == "down" else math.inf
-            waiting = now - down_since < waits
+            waiting = down_since <= now < down_since + waits
             counted += not waiting
             if outlook == "final" or counted > self.max_retries:
                 break
