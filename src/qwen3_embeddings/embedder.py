@@ -546,6 +546,7 @@ class Embedder:
             size = check_dimensions(self.dimensions, served.native)
         if not texts.prompts:
             return np.empty((0, size), dtype=np.float32)
+        self._check_served(texts, served)
         plan = await self._plan(engine, texts, served.context)
         # Pieces are averaged at full size, so that cutting and averaging commute.
         output = _Output(plan, served.native if plan.split else size, texts.failures)
@@ -560,6 +561,21 @@ class Embedder:
             failure = output.failures[0] if one else TextsFailedError.of(output.failures)
             raise failure.carrying(computed)
         return computed.vectors
+
+    def _check_served(self, texts: _Texts, served: Served) -> None:
+        """Refuse what this engine would answer with the vectors of other texts."""
+        altered = [i for i, prompt in enumerate(texts.prompts) if prompt != prompt.strip()]
+        if served.strips and altered:
+            said = (
+                "the server takes outer white space off, and would answer with the vector of "
+                "another text. Strip the text yourself, or use a server that reads it as it is."
+            )
+            self._keep(texts.failures, TextError(said, altered))
+        if served.context is None and self.overflow != "error":
+            raise ConfigurationError(
+                f"overflow={self.overflow!r} needs the context, and this server does not tell its "
+                "own. Use overflow='error' and split the texts, or a vLLM or llama.cpp server."
+            )
 
     async def _plan(self, engine: Engine, texts: _Texts, context: int | None) -> _Plan:
         """What to embed of each text, after the overflow policy.

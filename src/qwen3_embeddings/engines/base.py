@@ -23,6 +23,7 @@ class Served:
         dimensions: size of a vector when no size is asked for.
         native: size of the model, the largest that can be asked for.
         context: longest input in tokens, end token included; None when the engine does not say.
+        strips: whether it takes outer white space off a text, so that it gets another's vector.
     """
 
     engine: str
@@ -30,6 +31,7 @@ class Served:
     dimensions: int
     native: int
     context: int | None
+    strips: bool = False
 
 
 class Engine(Protocol):

@@ -304,14 +304,16 @@ class ServerEngine:
         """Ask the server what it serves and how it likes to be asked."""
         name, root, context, served_names = await self._find_model()
         try:
-            size = (await self._request(name, ["probe"], None, False)).shape[1]
+            probe = await self._request(name, ["probe", "\n probe\n"], None, False)
         except ModelNotFoundError:
             raise _not_served(self.base_url, served_names, self.model) from None
         known = models.MODELS.get(name) or models.MODELS.get(root)
         if known:
             context = context or known.context
+        size = probe.shape[1]
         native = max(known.dimensions if known else 0, size)
-        self._served = Served("server", name, size, native, context)
+        strips = bool(np.isclose(probe[0], probe[1], rtol=1e-5, atol=0).all())
+        self._served = Served("server", name, size, native, context, strips)
         logger.info("%s speaks %s: %s", self.base_url, wire.FORMATS[self._form], self._served)
         return self._served
 
