@@ -29,6 +29,9 @@ from typing import Any
 
 from contenders import IN_PROCESS, THROUGH_SERVER
 
+from qwen3_embeddings import models
+from qwen3_embeddings.testing import write_checkpoint
+
 HERE = Path(__file__).parent
 PYTHON = (sys.executable, "-W", "ignore")
 SERVED = "model-under-test"
@@ -49,8 +52,6 @@ def main(arguments: Sequence[str]) -> None:
     results.setdefault("machine", machine())
     with tempfile.TemporaryDirectory() as folder:
         if not options.model and options.what not in {"client", "charts"}:
-            from qwen3_embeddings.testing import write_checkpoint
-
             options.model = str(write_checkpoint(folder))
             print("no --model: a tiny random checkpoint is measured, overhead rather than speed")
         for name in ["bulk", "server", "client"] if options.what == "all" else [options.what]:
@@ -78,6 +79,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     option("--tokens", type=int, nargs="+", default=[32, 128, 512], help="bulk: lengths of texts")
     option("--texts", type=int, default=4096, help="texts a measurement, of 128 tokens (4096)")
     option("--repeat", type=int, default=3, help="repeats, of which the best counts (3)")
+    option("--peak-tflops", type=float, help="bulk: what the card can do, to show the share used")
     option("--contenders", nargs="+", help="only these")
     option("--servers", nargs="+", choices=SERVERS, default=list(SERVERS))
     option("--url", help="server: measure this one with our client, start none")
@@ -121,6 +123,15 @@ def chosen(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
 
 def bulk(options: argparse.Namespace, results: dict[str, Any]) -> None:
     """In the process."""
+    if options.peak_tflops:
+        # Of a matrix product every weight takes a multiplication and an addition a token; the
+        # embedding table is only looked up, attention comes on top and is not counted.
+        model = models.describe(options.model)
+        products = model.parameters - model.vocabulary * model.dimensions
+        results["card"] = {
+            "peak_tokens_per_second": options.peak_tflops * 1e12 / (2 * products),
+            "peak_tflops": options.peak_tflops,
+        }
     for name in chosen(options, list(IN_PROCESS)):
         results[name] = measured(
             "bulk", name, model=options.model, dtype=options.dtype, tokens=options.tokens,
@@ -227,7 +238,8 @@ def report(results: dict[str, Any]) -> str:
     """All figures as tables, with ratios to what is replaced."""
     lines = [f"measured on {results['machine']}"]
     if figures := results.get("bulk"):
-        lines += ["", "in the process, texts a second (ratio to LLM.embed)", *bulk_table(figures)]
+        lines += ["", "in the process: texts a second (ratio to LLM.embed) share of the card"]
+        lines += bulk_table(figures)
     for kind, contenders in results.get("server", {}).items():
         lines += ["", f"server: {kind}", *server_table(contenders)]
     if figures := results.get("client"):
@@ -237,18 +249,22 @@ def report(results: dict[str, Any]) -> str:
 
 def bulk_table(figures: dict[str, Any]) -> list[str]:
     """A row a contender, a column a length."""
+    figures = dict(figures)
+    peak = figures.pop("card", {}).get("peak_tokens_per_second")
     lengths = next((list(f) for f in figures.values() if not missing(f)), [])
     base = figures.get("LLM.embed", {})
-    rows = [f"{'':26}" + "".join(f"{n + ' tokens':>20}" for n in lengths)]
+    rows = [f"{'':26}" + "".join(f"{n + ' tokens':>24}" for n in lengths)]
     for name, mine in figures.items():
         if problem := missing(mine):
             rows.append(f"{name:26}{problem}")
             continue
         cells = []
         for n in lengths:
-            ratio = f" ({max(mine[n]) / max(base[n]):.2f})" if n in base else ""
-            cells.append(f"{max(mine.get(n, [0])):,.0f}{ratio}")
-        rows.append(f"{name:26}" + "".join(f"{cell:>20}" for cell in cells))
+            best = max(mine.get(n, [0]))
+            ratio = f" ({best / max(base[n]):.2f})" if n in base else ""
+            share = f" {best * int(n) / peak:.0%}" if peak else ""
+            cells.append(f"{best:,.0f}{ratio}{share}")
+        rows.append(f"{name:26}" + "".join(f"{cell:>24}" for cell in cells))
     return rows
 
 

@@ -16,6 +16,8 @@ def draw(results: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if figures := results.get("bulk"):
         throughput(figures, folder / "throughput.svg")
+        if "card" in figures:
+            share(figures, folder / "share.svg")
     if figures := results.get("server"):
         latency(figures, folder / "latency.svg")
 
@@ -28,6 +30,19 @@ def throughput(figures: dict[str, Any], path: Path) -> None:
         if lengths:
             axes.plot(lengths, [max(mine[str(n)]) for n in lengths], marker="o", label=name)
     axes.set(xscale="log", yscale="log", xlabel="tokens a text", ylabel="texts/s, best run")
+    _finish(figure, axes, path)
+
+
+def share(figures: dict[str, Any], path: Path) -> None:
+    """How much of the card's matrix products is used, by tokens a text."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    peak = figures["card"]["peak_tokens_per_second"]
+    for name, mine in figures.items():
+        lengths = [int(n) for n in mine if n.isdigit()]
+        if lengths:
+            values = [100 * max(mine[str(n)]) * n / peak for n in lengths]
+            axes.plot(lengths, values, marker="o", label=name)
+    axes.set(xscale="log", ylim=(0, 100), xlabel="tokens a text", ylabel="% of the card")
     _finish(figure, axes, path)
 
 

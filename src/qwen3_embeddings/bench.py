@@ -82,7 +82,7 @@ def measure(embedder: Embedder, options: argparse.Namespace) -> dict[str, Any]:
         loop = closed_loop(
             lambda text: embedder.aencode_query([text]), clients, options.seconds, words=80
         )
-        results["queries"][str(clients)] = loop
+        results["queries"][str(clients)] = asyncio.run(loop)
     return results
 
 
@@ -127,7 +127,7 @@ def per_second(call: Callable[[], Any], count: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def closed_loop(query: Query, clients: int, seconds: float, words: int) -> dict[str, float]:
+async def closed_loop(query: Query, clients: int, seconds: float, words: int) -> dict[str, float]:
     """So many clients, each sending one text after the other.
 
     Returns:
@@ -141,16 +141,13 @@ def closed_loop(query: Query, clients: int, seconds: float, words: int) -> dict[
             await query(next(texts))
             sink.append(time.perf_counter() - start)
 
-    async def loop() -> float:
-        # For contenders that send blocking calls to threads.
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(clients))
-        warm_up = time.perf_counter() + min(1.0, seconds)
-        await asyncio.gather(*(client(warm_up, []) for _ in range(clients)))
-        start = time.perf_counter()
-        await asyncio.gather(*(client(start + seconds, latencies) for _ in range(clients)))
-        return time.perf_counter() - start
-
-    elapsed = asyncio.run(loop())
+    # For those that send blocking calls to threads.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(clients))
+    warm_up = time.perf_counter() + min(1.0, seconds)
+    await asyncio.gather(*(client(warm_up, []) for _ in range(clients)))
+    start = time.perf_counter()
+    await asyncio.gather(*(client(start + seconds, latencies) for _ in range(clients)))
+    elapsed = time.perf_counter() - start
     ordered = sorted(latencies)
 
     def percentile(share: float) -> float:
