@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 FUZZ_SECONDS ?= 600
 VENV := .venv
 BIN := $(VENV)/bin
-PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml)
+PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml) $(wildcard models/*/pyproject.toml)
 EDITABLE := -e '.[server,reference,testing]' $(foreach f,$(filter-out pyproject.toml,$(PROJECTS)),-e $(dir $(f)))
 
 PIP := $(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
