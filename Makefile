@@ -55,6 +55,7 @@ lint: install
 types: install
 	$(BIN)/mypy
 	$(BIN)/mypy integrations/langchain/langchain_qwen3_embeddings
+	$(BIN)/mypy models/demo/qwen3_embeddings_demo_model
 	cd integrations/llama-index && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
 	  --namespace-packages --explicit-package-bases llama_index/embeddings/qwen3
 

@@ -12,6 +12,7 @@ import pytest
 from qwen3_embeddings_demo_model import path
 
 from qwen3_embeddings import Embedder, truncate
+from qwen3_embeddings.demo.corpus import load_passages, load_queries
 from qwen3_embeddings.matryoshka import Vectors
 
 TOOLS = Path(__file__).parents[1] / "tools" / "demo_model"
@@ -101,3 +102,15 @@ def test_the_right_instruction_finds_best(model: Embedder, wanted: str) -> None:
         for name, task in TASKS.items()
     }
     assert max(values, key=values.__getitem__) == wanted
+
+
+def test_the_demo_finds_by_meaning(model: Embedder) -> None:
+    passages, queries = load_passages(), load_queries()
+    documents = model.encode_document([passage.text for passage in passages])
+    ranks = []
+    for query in queries:
+        scores = model.with_task(query.task).encode_query([query.text]) @ documents.T
+        order = [passages[i].id for i in np.argsort(-scores.ravel())]
+        ranks.append(order.index(query.answer))
+    assert sum(rank == 0 for rank in ranks) >= 5
+    assert sum(rank < 3 for rank in ranks) >= 7

@@ -48,6 +48,8 @@ SIZE = 256
 HEADS = 4
 DIMS = (256, 128, 64, 32)
 LONGEST = 160  # tokens of a text in training
+HELD = 2000  # rows kept back
+FOLDERS = {"corpus", "teacher", "tokenizer", "out"}
 NAMES = list(KINDS)
 PREFIXES = [(name, text) for name, task in TASKS.items() for text in task.instructions]
 
@@ -129,7 +131,7 @@ class Distil(nn.Module):
 
 
 class Weighted(nn.Module):
-    """A loss times a constant, in float32."""
+    """A loss times a constant."""
 
     def __init__(self, loss: nn.Module, weight: float) -> None:
         super().__init__()
@@ -183,7 +185,7 @@ def word_vectors(
 def warm_start(
     model: SentenceTransformer, places: list[int], vectors: Tensor, counts: Tensor
 ) -> None:
-    """Begin as an average of words.
+    """Begin near an average of words.
 
     Tokens start with the teacher's vectors, frequent ones shortened (a fourth of the first numbers
     makes up for it, so that all rows are equally long); the last layer's attention is even and
@@ -233,14 +235,8 @@ class Texts(NamedTuple):
         return cls(*(torch.from_numpy(a).to(device) for a in (flat, starts, lengths)))
 
 
-class Plan(NamedTuple):
-    """One kind of batch: the rows of each batch, and whether the first column is a query."""
-
-    rows: list[np.ndarray]
-
-
 class Collator:
-    """From the number of a batch to its tokens: one of the plans, instructions drawn afresh."""
+    """From the number of a batch to its tokens, instructions drawn afresh."""
 
     def __init__(self, texts: Texts, prefixes: Texts, end: int, seed: int) -> None:
         self.texts, self.prefixes, self.end = texts, prefixes, end
@@ -394,7 +390,8 @@ class Schedule(TrainerCallback):
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs) -> None:
         """Set the learning rate of the step to come."""
         done = self.done(state)
-        rate = min(done / 0.03, 0.5 + 0.5 * math.cos(math.pi * min(1.0, max(0, done - 0.03) / 0.97)))
+        fall = min(1.0, max(0.0, done - 0.03) / 0.97)
+        rate = min(done / 0.03, 0.5 + 0.5 * math.cos(math.pi * fall))
         for group in optimizer.param_groups:
             group["lr"] = self.args.lr * max(rate, 1e-3)
         if self.marks and done >= self.marks[0]:
@@ -503,6 +500,67 @@ def read_rows(corpus: Path) -> tuple[list[tuple[str, str, str]], list[tuple[str,
     return rows, list(zip(*(table[c] for c in columns), strict=True))
 
 
+class Material(NamedTuple):
+    """Rows that the teacher reached, their tokens, and what the targets are made from."""
+
+    rows: list[tuple[str, str, str]]
+    student: Texts
+    index: dict[str, int]
+    targets: Tensor
+    words: tuple[list[int], Tensor]
+
+
+def load(rows: list, args: argparse.Namespace, device: str) -> Material:
+    """Tokens of the student, vectors of the teacher, turned."""
+    tokenizer = load_tokenizer(args.tokenizer)
+    student = Texts.of(tokenizer, [row[0] for row in rows], device)
+    print(f"tokens done after {time.monotonic() - BEGIN:.0f} s", flush=True)
+    places, words = word_vectors(tokenizer, rows, args.teacher, device)
+    texts = list(dict.fromkeys(other or text for text, other, _ in rows))
+    vectors = teacher_vectors(texts, args.teacher, device, args.teacher_seconds)
+    print(f"teacher done after {time.monotonic() - BEGIN:.0f} s", flush=True)
+    there = (vectors[:, :8] != 0).any(1)
+    reached = [i for i, found in enumerate(there.tolist()) if found]
+    index = {texts[i]: n for n, i in enumerate(reached)}
+    kept = [i for i, (text, other, _) in enumerate(rows) if (other or text) in index]
+    student = Texts(student.flat, student.starts[kept], student.lengths[kept])
+    vectors = vectors[there]
+    basis = turn(vectors, SIZE - 4)
+    targets = torch.cat([part.float() @ basis for part in vectors.split(200_000)]).half()
+    return Material([rows[i] for i in kept], student, index, targets, (places, words @ basis))
+
+
+def batches(material: Material, pairs: list, args: argparse.Namespace) -> dict[str, list[Any]]:
+    """Of both losses; the first rows are kept back."""
+    rows, lengths = material.rows, material.student.lengths.cpu().numpy()
+    place = {text: i for i, (text, *_) in enumerate(rows) if i >= HELD}
+    distil = distil_batches(rows[HELD:], material.index, lengths[HELD:], args.steps, args)
+    return {
+        "distil": [(part + HELD, labels, chance) for part, labels, chance in distil],
+        "pairs": contrast_batches(pairs, place, args.steps // 8, args),
+    }
+
+
+def kept_back(
+    model: SentenceTransformer, collator: Collator, material: Material, distil: Distil
+) -> dict[int, float]:
+    """Mean cosine to the target on the texts that were kept back, by size."""
+    found = collator.tokens(np.arange(HELD), np.full(HELD, -1))
+    kinds = [NAMES.index(DOCUMENT_KINDS[kind]) for *_, kind in material.rows[:HELD]]
+    places = [material.index[other or text] for text, other, _ in material.rows[:HELD]]
+    labels = torch.tensor(places) * len(NAMES) + torch.tensor(kinds)
+    with torch.inference_mode():
+        target = distil.wanted(labels.to(distil.targets.device))
+        parts = [
+            model({name: column[i : i + 500] for name, column in found.items()})
+            for i in range(0, HELD, 500)
+        ]
+        got = torch.cat([part["sentence_embedding"] for part in parts]).float()
+        return {
+            d: round(F.cosine_similarity(got[:, :d], target[:, :d]).mean().item(), 4) for d in DIMS
+        }
+
+
 def train(args: argparse.Namespace) -> None:
     """The whole training."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -510,84 +568,41 @@ def train(args: argparse.Namespace) -> None:
     torch.set_float32_matmul_precision("high")
     rows, pairs = read_rows(args.corpus)
     random.Random(args.seed).shuffle(rows)
-    rows = rows[: args.limit or None]
-    print(f"{len(rows)} rows read after {time.monotonic() - BEGIN:.0f} s", flush=True)
-    tokenizer = load_tokenizer(args.tokenizer)
-    texts = list(dict.fromkeys(other or text for text, other, _ in rows))
-    student = Texts.of(tokenizer, [row[0] for row in rows], device)
-    print(f"tokens done after {time.monotonic() - BEGIN:.0f} s", flush=True)
-    places, words = word_vectors(tokenizer, rows, args.teacher, device)
-    vectors = teacher_vectors(texts, args.teacher, device, args.teacher_seconds)
-    print(f"teacher done after {time.monotonic() - BEGIN:.0f} s", flush=True)
-    there = (vectors[:, :8] != 0).any(1)
-    keep = [i for i, found in enumerate(there.tolist()) if found]
-    index = {texts[i]: n for n, i in enumerate(keep)}
-    vectors = vectors[there]
-    kept = [i for i, (text, other, _) in enumerate(rows) if (other or text) in index]
-    rows = [rows[i] for i in kept]
-    student = Texts(student.flat, student.starts[kept], student.lengths[kept])
-    print("teacher", len(rows), "rows", tuple(vectors.shape), flush=True)
-    basis = turn(vectors, SIZE - 4)
-    targets = torch.cat([part.float() @ basis for part in vectors.split(200_000)]).half()
-    kinds = torch.tensor(list(KINDS.values()), dtype=torch.float32, device=device)
+    material = load(rows[: args.limit or None], args, device)
+    print(len(material.rows), "rows,", len(material.targets), "teacher texts", flush=True)
 
+    tokenizer = load_tokenizer(args.tokenizer)
     model = new_model(tokenizer, args.out / "run", args.layers, args.intermediate).to(device)
-    counts = torch.bincount(student.flat.long(), minlength=len(tokenizer)).float()
-    warm_start(model, places, words @ basis, counts)
-    print("parameters", sum(p.numel() for p in model.parameters()), flush=True)
+    counts = torch.bincount(material.student.flat.long(), minlength=len(tokenizer)).float()
+    warm_start(model, *material.words, counts)
     model.tokenizer.padding_side = "right"  # under a causal mask no row is masked wholly
 
     prefixes = Texts.of(tokenizer, [with_instruction(text, "") for _, text in PREFIXES], device)
-    collator = Collator(student, prefixes, tokenizer.pad_token_id, args.seed)
-    held, lengths = 2000, student.lengths.cpu().numpy()
-    collator.batches["distil"] = [
-        (part + held, labels, chance)
-        for part, labels, chance in distil_batches(
-            rows[held:], index, lengths[held:], args.steps, args
-        )
-    ]
-    place = {text: i for i, (text, *_) in enumerate(rows) if i >= held}
-    collator.batches["pairs"] = contrast_batches(pairs, place, args.steps // 8, args)
-    distil = Distil(model, targets, kinds)
+    collator = Collator(material.student, prefixes, tokenizer.pad_token_id, args.seed)
+    collator.batches = batches(material, pairs, args)
+    kinds = torch.tensor(list(KINDS.values()), dtype=torch.float32, device=device)
+    distil = Distil(model, material.targets, kinds)
+    contrast = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model, scale=20.0), DIMS)
     losses: dict[str, nn.Module] = {
         "distil": MatryoshkaLoss(model, distil, DIMS),
-        "pairs": Weighted(
-            MatryoshkaLoss(model, MultipleNegativesRankingLoss(model, scale=20.0), DIMS),
-            args.contrast,
-        ),
+        "pairs": Weighted(contrast, args.contrast),
     }
-    print({name: len(found) for name, found in collator.batches.items()}, flush=True)
-    print(f"ready after {time.monotonic() - BEGIN:.0f} s", flush=True)
     half = device == "cuda" and half_is_safe(model, collator, losses, args)
     print(f"bf16 {half}, begin after {time.monotonic() - BEGIN:.0f} s", flush=True)
     schedule = Schedule(model, args)
     log = fit(model, collator, losses, args, half, [schedule])
     schedule.note(log[-1]["step"])
-    with torch.inference_mode():
-        found = collator.tokens(np.arange(held), np.full(held, -1))
-        got = torch.cat(
-            [
-                model({k: v[i : i + 500] for k, v in found.items()})["sentence_embedding"]
-                for i in range(0, held, 500)
-            ]
-        ).float()
-    labels = [index[o or t] * len(NAMES) + NAMES.index(DOCUMENT_KINDS[k]) for t, o, k in rows[:held]]
-    target = distil.wanted(torch.tensor(labels, device=device))
-    cosine = {
-        d: round(F.cosine_similarity(got[:, :d], target[:, :d]).mean().item(), 4) for d in DIMS
-    }
-    skipped = {"corpus", "teacher", "tokenizer", "out"}
     facts = {
-        "arguments": {k: v for k, v in vars(args).items() if k not in skipped},
+        "arguments": {k: v for k, v in vars(args).items() if k not in FOLDERS},
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "bf16": half,
-        "rows": len(rows),
-        "cosine_on_kept_back_texts": cosine,
+        "rows": len(material.rows),
+        "cosine_on_kept_back_texts": kept_back(model, collator, material, distil),
         "curve": schedule.curve,
         "log": log,
     }
     (args.out / "training.json").write_text(json.dumps(facts) + "\n")
-    print(cosine, f"end after {time.monotonic() - BEGIN:.0f} s", flush=True)
+    print(facts["cosine_on_kept_back_texts"], f"{time.monotonic() - BEGIN:.0f} s", flush=True)
 
 
 def main() -> None:
