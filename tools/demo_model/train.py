@@ -47,7 +47,7 @@ BEGIN = time.monotonic()
 SIZE = 256
 HEADS = 4
 DIMS = (256, 128, 64, 32)
-LONGEST = 160  # tokens of a text in training
+LONGEST = 120  # tokens of a text in training
 HELD = 2000  # rows kept back
 FOLDERS = {"corpus", "teacher", "tokenizer", "out"}
 NAMES = list(KINDS)
@@ -228,7 +228,7 @@ class Texts(NamedTuple):
         for i in range(0, len(texts), 50_000):
             part = [text[:1500] for text in texts[i : i + 50_000]]
             for row in backend.encode_batch_fast(part, add_special_tokens=False):
-                rows.append(np.array(row.ids[: LONGEST - 40], dtype=np.int32))
+                rows.append(np.array(row.ids[:LONGEST], dtype=np.int32))
         lengths = np.array([len(row) for row in rows])
         starts = np.concatenate([[0], lengths.cumsum()[:-1]])
         flat = np.concatenate([*rows, np.zeros(1, dtype=np.int32)])
