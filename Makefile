@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 FUZZ_SECONDS ?= 600
 VENV := .venv
 BIN := $(VENV)/bin
-PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml)
+PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml) $(wildcard models/*/pyproject.toml)
 EDITABLE := -e '.[server,reference,testing]' $(foreach f,$(filter-out pyproject.toml,$(PROJECTS)),-e $(dir $(f)))
 
 PIP := $(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
@@ -55,6 +55,7 @@ lint: install
 types: install
 	$(BIN)/mypy
 	$(BIN)/mypy integrations/langchain/langchain_qwen3_embeddings
+	$(BIN)/mypy models/demo/qwen3_embeddings_demo_model
 	cd integrations/llama-index && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
 	  --namespace-packages --explicit-package-bases llama_index/embeddings/qwen3
 

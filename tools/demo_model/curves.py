@@ -1,4 +1,4 @@
-"""Draw the training's curves from training.json."""
+"""Draw training.json: the loss, and the written evaluation on the way."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+PARTS = {"en": "English", "zh": "Chinese", "code": "code"}
+
 
 def main() -> None:
     """Command line."""
@@ -18,11 +20,16 @@ def main() -> None:
     parser.add_argument("training", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    log = [row for row in json.loads(args.training.read_text())["log"] if "loss" in row]
-    steps = [row["step"] for row in log]
-    figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
-    axes.plot(steps, [float(row["loss"]) for row in log], linewidth=0.8)
-    axes.set(xlabel="step", ylabel="loss (four sizes together)", yscale="log")
+    facts = json.loads(args.training.read_text())
+    log = [row for row in facts["log"] if "loss" in row]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    left.plot([row["step"] for row in log], [float(row["loss"]) for row in log], linewidth=0.8)
+    left.set(xlabel="step", ylabel="loss, four sizes together")
+    steps = [row["step"] for row in facts["curve"]]
+    for part, name in PARTS.items():
+        right.plot(steps, [row[f"ndcg@10_{part}"] for row in facts["curve"]], ".-", label=name)
+    right.set(xlabel="step", ylabel="nDCG@10, 256 numbers", ylim=(0, 1))
+    right.legend()
     figure.savefig(args.out, dpi=110)
 
 

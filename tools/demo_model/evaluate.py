@@ -8,8 +8,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import bm25s
-import jieba
 import numpy as np
 import torch
 from instructions import TASKS, with_instruction
@@ -46,6 +44,8 @@ def unit(vectors: Array, size: int) -> Array:
 
 def words(text: str) -> list[str]:
     """Tokens for BM25: English words without an ending s, Chinese words by jieba."""
+    import jieba
+
     found = []
     for token in re.findall(r"[a-z0-9]+|[\u4e00-\u9fff]+", text.lower()):
         found += jieba.lcut(token) if token[0] > "\u4000" else [re.sub(r"(?<=\w{3})s$", "", token)]
@@ -54,6 +54,8 @@ def words(text: str) -> list[str]:
 
 def bm25(queries: list[str], documents: list[str]) -> Array:
     """BM25 scores of every document."""
+    import bm25s
+
     index = bm25s.BM25()
     index.index([words(d) for d in documents], show_progress=False)
     return np.stack(

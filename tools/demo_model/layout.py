@@ -24,12 +24,13 @@ def write(path: Path, content: object) -> None:
 def model_config(trained: Path) -> dict:
     """config.json with the published models' keys."""
     config = json.loads((trained / "config.json").read_text())
-    for key in ("rope_parameters", "dtype", "layer_types", "pad_token_id", "transformers_version"):
+    end = config.pop("pad_token_id")  # the published models, too, name one token for all roles
+    for key in ("rope_parameters", "dtype", "layer_types", "transformers_version"):
         config.pop(key, None)
     return config | {
         "architectures": ["Qwen3ForCausalLM"],
-        "bos_token_id": config["bos_token_id"],
-        "eos_token_id": config["bos_token_id"],
+        "bos_token_id": end,
+        "eos_token_id": end,
         "max_position_embeddings": CONTEXT,
         "rope_scaling": None,
         "rope_theta": 1000000,

@@ -1,8 +1,10 @@
-"""Train the demonstration checkpoint: tokenizer, Qwen3 model, distillation and contrast.
+"""Train the demonstration checkpoint: a Qwen3 model that learns a teacher's vectors.
 
 The student reads the published query template for queries and bare text for documents. Its targets
 are the teacher's vectors, turned so that the first numbers say most (Matryoshka), and after four
 numbers that say what kind of text it is, or what kind the task asks for.
+
+All tokens and targets lie on the device; a row of the trainer's data set is the number of a batch.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ import argparse
 import json
 import math
 import random
-import tarfile
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import evaluate
 import numpy as np
 import pyarrow.parquet as pq
 import torch
@@ -30,75 +33,74 @@ from sentence_transformers import (
 from sentence_transformers.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from sentence_transformers.models import Normalize, Pooling, Transformer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import AutoModel, AutoTokenizer, Qwen3Config, Qwen3Model, TrainerCallback
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
+    TrainerCallback,
+)
 from vocabulary import load_tokenizer
 
 BEGIN = time.monotonic()
 SIZE = 256
+HEADS = 4
 DIMS = (256, 128, 64, 32)
-BUCKETS = (
-    100,
-    300,
-    600,
-)  # characters: texts of like length share a batch; longer ones are left out
+LONGEST = 120  # tokens of a text in training
+HELD = 2000  # rows kept back
+FOLDERS = {"corpus", "teacher", "tokenizer", "out"}
+NAMES = list(KINDS)
+PREFIXES = [(name, text) for name, task in TASKS.items() for text in task.instructions]
 
 
-def teacher_vectors(
-    texts: list[str], folder: str, device: str, workers: int = 0, seconds: float = 0
-) -> Tensor:
-    """The teacher's unit vectors, half precision; workers cut the texts into tokens.
+def teacher_vectors(texts: list[str], folder: str, device: str, seconds: float = 0) -> Tensor:
+    """The teacher's unit vectors, half precision.
 
     Texts not reached within the seconds, if any are given, keep a vector of zeros.
     """
     begin = time.monotonic()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    tokenizer.enable_truncation(256)
+    tokenizer.enable_padding()
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     parts: list[list[int]] = []
     start = 0
     while start < len(order):
-        count = max(64, min(16384, 1_000_000 // (len(texts[order[start]]) + 8)))
+        count = max(64, min(4096, 500_000 // (len(texts[order[start]]) + 8)))
         parts.append(order[start : start + count])
         start += count
     random.Random(0).shuffle(parts)
 
-    def tokens(part: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        batch = tokenizer(
-            [texts[i] for i in part],
-            padding=True,
-            truncation=True,
-            max_length=256,
-            return_tensors="np",
-            return_token_type_ids=False,
-        )
-        lengths = batch["attention_mask"].sum(1).astype(np.int32)
-        return np.array(part), batch["input_ids"].astype(np.int32), lengths
+    def tokens(part: list[int]) -> tuple[Tensor, ...]:
+        rows = tokenizer.encode_batch_fast([texts[i] for i in part])
+        found = ([row.ids for row in rows], [row.attention_mask for row in rows])
+        return torch.tensor(part), *(torch.tensor(np.array(rows)) for rows in found)
 
-    loader = DataLoader(parts, batch_size=None, collate_fn=tokens, num_workers=workers)
     model = AutoModel.from_pretrained(
         folder, dtype=torch.float16 if device == "cuda" else torch.float32
     )
     model = model.to(device).eval()
     out = torch.zeros(len(texts), model.config.hidden_size, dtype=torch.float16, device=device)
-    for part, ids, lengths in loader:
-        tokens_in = torch.from_numpy(ids).to(device).long()
-        spots = torch.arange(ids.shape[1], device=device)
-        mask = (spots < torch.from_numpy(lengths).to(device)[:, None]).long()
-        with torch.inference_mode():
-            states = model(input_ids=tokens_in, attention_mask=mask).last_hidden_state
+    with ThreadPoolExecutor(3) as pool, torch.inference_mode():
+        ready = [pool.submit(tokens, part) for part in parts]
+        for future in ready:
+            if seconds and time.monotonic() - begin > seconds:
+                future.cancel()
+                continue
+            part, ids, mask = (tensor.to(device) for tensor in future.result())
+            states = model(input_ids=ids, attention_mask=mask).last_hidden_state
             mask = mask.unsqueeze(-1)
             mean = (states * mask).sum(1, dtype=torch.float32) / mask.sum(1)
-        out[torch.from_numpy(part).to(device)] = F.normalize(mean, dim=-1).to(out.dtype)
-        if seconds and time.monotonic() - begin > seconds:
-            break
-    return out
+            out[part] = F.normalize(mean, dim=-1).to(out.dtype)
+    return out.clone()
 
 
 def turn(vectors: Tensor, size: int) -> Tensor:
     """The first principal directions of the vectors, not centred, so that cosines stay."""
     sample = vectors[:: max(1, len(vectors) // 400_000)].float()
-    _, basis = torch.linalg.eigh(sample.T @ sample)
-    return basis.flip(1)[:, :size]
+    _, basis = torch.linalg.eigh((sample.T @ sample).double())
+    return basis.flip(1)[:, :size].float()
 
 
 class Distil(nn.Module):
@@ -109,21 +111,23 @@ class Distil(nn.Module):
         self.model = model
         self.targets, self.kinds = targets, kinds
 
-    def forward(self, features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
-        """Labels are row of the teacher's table times the number of kinds, plus the kind."""
-        vectors = self.model(features[0])["sentence_embedding"].float()
-        labels = labels.view(-1).to(self.targets.device)
+    def wanted(self, labels: Tensor) -> Tensor:
+        """Unit targets; a label is the teacher's row times the number of kinds, plus the kind."""
         kind = self.kinds[labels % len(self.kinds)] * KIND_WEIGHT
-        full = F.normalize(
-            torch.cat([kind, self.targets[labels // len(self.kinds)].float()], 1), dim=-1
-        )
-        part = F.normalize(full[:, : vectors.shape[1]], dim=-1)
-        cosine = 1 - (vectors * part).sum(-1).mean()
-        own = torch.eye(len(full), device=full.device, dtype=torch.bool)[:2048, :2048]
-        wanted = (full[:2048] @ full[:2048].T / 0.05).masked_fill(own, -30.0).softmax(-1)
-        given = (vectors[:2048] @ vectors[:2048].T / 0.05).masked_fill(own, -30.0).log_softmax(-1)
-        relation = F.kl_div(given, wanted, reduction="batchmean")
-        return cosine + 0.5 * relation
+        parts = torch.cat([kind, self.targets[labels // len(self.kinds)].float()], 1)
+        return F.normalize(parts, dim=-1)
+
+    def forward(self, features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        """Labels as `wanted` reads them."""
+        vectors = self.model(features[0])["sentence_embedding"]
+        with torch.autocast(vectors.device.type, enabled=False):
+            vectors, full = vectors.float(), self.wanted(labels.view(-1))
+            part = F.normalize(full[:, : vectors.shape[1]], dim=-1)
+            cosine = 1 - (vectors * part).sum(-1).mean()
+            own = torch.eye(len(full), device=full.device, dtype=torch.bool)
+            target = (full @ full.T / 0.05).masked_fill(own, -30.0).softmax(-1)
+            given = (vectors @ vectors.T / 0.05).masked_fill(own, -30.0).log_softmax(-1)
+            return cosine + 0.5 * F.kl_div(given, target, reduction="batchmean")
 
 
 class Weighted(nn.Module):
@@ -138,17 +142,18 @@ class Weighted(nn.Module):
         return self.weight * self.loss(features, labels)
 
 
-def new_model(tokenizer_folder: Path, layers: int, intermediate: int) -> SentenceTransformer:
+def new_model(
+    tokenizer: PreTrainedTokenizerFast, folder: Path, layers: int, intermediate: int
+) -> SentenceTransformer:
     """A fresh Qwen3 of the demonstration's shape in sentence-transformers' clothes."""
-    tokenizer = load_tokenizer(tokenizer_folder)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=SIZE,
         intermediate_size=intermediate,
         num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        head_dim=SIZE // HEADS,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         rms_norm_eps=1e-6,
@@ -157,309 +162,248 @@ def new_model(tokenizer_folder: Path, layers: int, intermediate: int) -> Sentenc
         eos_token_id=tokenizer.pad_token_id,
         use_cache=False,
     )
-    folder = tokenizer_folder / f"fresh-{layers}"
     Qwen3Model(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    body = Transformer(str(folder), max_seq_length=192, model_kwargs={"dtype": torch.float32})
+    body = Transformer(str(folder), max_seq_length=512, model_kwargs={"dtype": torch.float32})
     return SentenceTransformer(modules=[body, Pooling(SIZE, pooling_mode="lasttoken"), Normalize()])
 
 
-def warm_start(
-    model: SentenceTransformer, rows: list, teacher: str, basis: Tensor, device: str
-) -> None:
-    """Begin as an average of words: tokens as the teacher knows them, attention that is even.
+def word_vectors(
+    tokenizer: PreTrainedTokenizerFast, rows: list, teacher: str, device: str
+) -> tuple[list[int], Tensor]:
+    """Tokens that the teacher can read, and its vectors of them.
 
-    An English token starts with the teacher's vector of its letters, a Chinese one with that of its
-    English in the dictionary rows. Half of the numbers are averaged by the first layer, the other
-    half by the second (two key-value heads hold half of them), with queries near zero. Frequent
-    tokens count less: their length goes into the fourth number, which is not averaged.
+    A Chinese token counts as its English in the dictionary rows.
     """
-    tokenizer, body = model.tokenizer, model[0].auto_model
     known = {student: other for student, other, kind in rows if kind == "term" and other}
     words = [tokenizer.decode([i]).strip() for i in range(len(tokenizer))]
-    texts = {
-        i: known.get(w, w if w.isascii() and w.isalpha() and len(w) > 1 else "")
-        for i, w in enumerate(words)
-    }
+    texts = {i: known.get(w, w if w.isascii() and w.isalpha() else "") for i, w in enumerate(words)}
     texts = {i: text for i, text in texts.items() if text}
-    vectors = teacher_vectors(list(texts.values()), teacher, device).float() @ basis
-    vectors = F.pad(F.normalize(vectors - vectors.mean(0), dim=-1), (4, 0))
+    return list(texts), teacher_vectors(list(texts.values()), teacher, device).float()
+
+
+def warm_start(
+    model: SentenceTransformer, places: list[int], vectors: Tensor, counts: Tensor
+) -> None:
+    """Begin near an average of words.
+
+    Tokens start with the teacher's vectors, frequent ones shortened (a fourth of the first numbers
+    makes up for it, so that all rows are equally long); the last layer's attention is even and
+    hands the tokens through; the layers before it change little.
+    """
+    body = model[0].auto_model
+    end = model.tokenizer.pad_token_id
     with torch.no_grad():
         table = body.get_input_embeddings().weight
-        table.mul_(0.1)
-        counts = torch.bincount(
-            torch.tensor(
-                [
-                    t
-                    for ids in tokenizer([s[:200] for s, _, _ in rows[:40_000]])["input_ids"]
-                    for t in ids
-                ]
-            ),
-            minlength=len(words),
-        ).to(table)
-        share = 3e-3 / (3e-3 + counts / counts.sum())
-        table[list(texts)] = vectors.to(table) * share[list(texts), None] * 0.32
-        table[:, 3] = 0.32 * (1 - share**2).sqrt()
-        half = SIZE // 2
-        for number, layer in enumerate(body.layers):
-            layer.self_attn.q_proj.weight.mul_(0.05)
-            layer.mlp.down_proj.weight.mul_(0.05)
-            layer.self_attn.o_proj.weight.mul_(0.05)
-            if number < 2:
-                part = torch.eye(half, device=table.device)
-                value, out = layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight
-                value.zero_()
-                value[:, number * half : (number + 1) * half] = part
-                value[:, :4] = 0
-                for head in range(4):
-                    rows_of = slice(
-                        number * half + (head // 2) * 64, number * half + (head // 2 + 1) * 64
-                    )
-                    out[rows_of, head * 64 : (head + 1) * 64] += 0.02 * part[:64, :64]
+        table.mul_(0.5)
+        share = 1e-3 / (1e-3 + counts.to(table) / counts.sum())
+        vectors = F.pad(F.normalize(vectors - vectors.mean(0), dim=-1), (4, 0)).to(table)
+        table[places] = vectors * share[places, None]
+        table[:, 3] = (1 - share**2).sqrt()
+        table[end] = 0
+        for layer in body.layers[:-1]:
+            layer.self_attn.o_proj.weight.mul_(0.3)
+            layer.mlp.down_proj.weight.mul_(0.3)
+        last = body.layers[-1].self_attn
+        last.q_norm.weight.fill_(0.3)
+        last.v_proj.weight.copy_(torch.eye(SIZE))
+        last.v_proj.weight[:4] = 0
+        last.o_proj.weight.copy_(torch.eye(SIZE))
 
 
-def distil_sets(rows: list, index: dict[str, int], rng: random.Random) -> dict[str, Dataset]:
-    """The texts as documents and, some, as queries of a drawn task, in sets by length."""
+class Texts(NamedTuple):
+    """Token rows one behind the other, without end tokens."""
+
+    flat: Tensor
+    starts: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast, texts: list[str], device: str) -> Texts:
+        """Cut the texts into tokens, a part at a time."""
+        rows: list[np.ndarray] = []
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        for i in range(0, len(texts), 50_000):
+            part = [text[:1500] for text in texts[i : i + 50_000]]
+            for row in backend.encode_batch_fast(part, add_special_tokens=False):
+                rows.append(np.array(row.ids[:LONGEST], dtype=np.int32))
+        lengths = np.array([len(row) for row in rows])
+        starts = np.concatenate([[0], lengths.cumsum()[:-1]])
+        flat = np.concatenate([*rows, np.zeros(1, dtype=np.int32)])
+        return cls(*(torch.from_numpy(a).to(device) for a in (flat, starts, lengths)))
+
+
+class Collator:
+    """From the number of a batch to its tokens, instructions drawn afresh."""
+
+    def __init__(self, texts: Texts, prefixes: Texts, end: int, seed: int) -> None:
+        self.texts, self.prefixes, self.end = texts, prefixes, end
+        self.valid_label_columns = ["label"]
+        self.random = np.random.default_rng(seed)
+        self.batches: dict[str, list[Any]] = {}
+        self.tasks = np.array([NAMES.index(TASKS[name].kind) for name, _ in PREFIXES])
+        self.shares = np.array([TASKS[n].share / len(TASKS[n].instructions) for n, _ in PREFIXES])
+        self.shares /= self.shares.sum()
+
+    def tokens(self, rows: np.ndarray, prefixes: np.ndarray) -> dict[str, Tensor]:
+        """Prefix (or -1), text and end token; the right is padded."""
+        device = self.texts.flat.device
+        row = torch.from_numpy(rows).to(device)
+        lead = torch.from_numpy(prefixes).to(device)
+        own = self.texts.lengths[row]
+        before = torch.where(lead >= 0, self.prefixes.lengths[lead], 0)
+        total = before + own + 1
+        spots = torch.arange(-(-int(total.max()) // 8) * 8, device=device)[None]
+        inside = self.texts.starts[row][:, None] + spots - before[:, None]
+        text = self.texts.flat[inside.clamp(0, len(self.texts.flat) - 1)]
+        head = self.prefixes.starts[lead][:, None] + spots
+        head = self.prefixes.flat[head.clamp(0, len(self.prefixes.flat) - 1)]
+        ids = torch.where(spots < before[:, None], head, text)
+        ids = torch.where(spots < (before + own)[:, None], ids, self.end)
+        return {"input_ids": ids.long(), "attention_mask": (spots < total[:, None]).long()}
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """One feature, its batch."""
+        name = features[0]["dataset_name"]
+        batch = self.batches[name][features[0]["batch"]]
+        out: dict[str, Any] = {"dataset_name": name}
+        if name == "distil":
+            rows, labels, chance = batch
+            drawn = self.random.choice(len(PREFIXES), len(rows), p=self.shares)
+            ask = self.random.random(len(rows)) < chance
+            columns = [(rows, np.where(ask, drawn, -1))]
+            kinds = np.where(ask, self.tasks[drawn], labels % len(NAMES))
+            labels = labels // len(NAMES) * len(NAMES) + kinds
+            out["label"] = torch.from_numpy(labels).to(self.texts.flat.device)
+        else:
+            prefix, columns = batch
+            none = np.full_like(prefix, -1)
+            symmetric = np.array([TASKS[name].symmetric for name, _ in PREFIXES])[prefix]
+            leads = (prefix, np.where(symmetric, prefix, none), none)
+            columns = list(zip(columns, leads, strict=False))
+        for number, (rows, leads) in enumerate(columns):
+            for key, value in self.tokens(rows, leads).items():
+                out[f"text{number}_{key}"] = value
+        return out
+
+
+def grouped(
+    lengths: np.ndarray, batch: int, count: int, random: np.random.Generator
+) -> list[np.ndarray]:
+    """So many batches of rows of like length, epoch after epoch; long rows come in smaller ones."""
+    found: list[np.ndarray] = []
+    while len(found) < count:
+        order = random.permutation(len(lengths))
+        epoch = []
+        for part in np.array_split(order, max(1, len(order) // (64 * batch))):
+            part = part[np.argsort(lengths[part], kind="stable")]
+            while len(part):
+                size = min(batch, max(batch // 4, batch * 48 // (int(lengths[part[0]]) + 16)))
+                if len(part) >= size // 2:
+                    epoch.append(part[:size])
+                part = part[size:]
+        random.shuffle(epoch)
+        found += epoch
+    return found[:count]
+
+
+def distil_batches(
+    rows: list, index: dict[str, int], lengths: np.ndarray, count: int, args: argparse.Namespace
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Rows, labels as documents, and the chance of each to be asked as a query instead."""
+    kinds = np.array([NAMES.index(DOCUMENT_KINDS[kind]) for *_, kind in rows])
+    labels = np.array([index[other or text] for text, other, _ in rows]) * len(NAMES) + kinds
+    chances = {"prose": 0.3, "prose_zh": 0.4, "question": 0.6, "question_zh": 0.6, "term": 0.5}
+    chance = np.array([chances.get(kind, 0.1) for *_, kind in rows])
+    chance = np.where(lengths > 64, 0.1, chance)
+    random = np.random.default_rng(args.seed)
+    return [
+        (part, labels[part], chance[part]) for part in grouped(lengths, args.batch, count, random)
+    ]
+
+
+def contrast_batches(
+    pairs: list, place: dict[str, int], count: int, args: argparse.Namespace
+) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+    """Instruction of each query, and rows of query, wanted and unwanted text, all in the corpus."""
     names = list(TASKS)
-    weights = [TASKS[name].share for name in names]
-    kinds = list(KINDS)
-    found: dict[int, list[tuple[str, int]]] = {limit: [] for limit in BUCKETS}
-    for student, teacher, kind in rows:
-        row = index[teacher or student]
-        put = [(student, DOCUMENT_KINDS[kind])]
-        if rng.random() < (0.15 if kind == "code" or len(student) > 300 else 0.5):
-            task = TASKS[rng.choices(names, weights)[0]]
-            put.append((with_instruction(rng.choice(task.instructions), student), task.kind))
-        for text, target in put:
-            limit = next((limit for limit in BUCKETS if len(text) <= limit), None)
-            if limit:
-                found[limit].append((text, row * len(kinds) + kinds.index(target)))
-    return {
-        f"distil-{limit}": Dataset.from_dict(
-            {"text": [t for t, _ in items], "label": [n for _, n in items]}
-        )
-        for limit, items in found.items()
-        if items
-    }
+    options = [[i for i, (n, _) in enumerate(PREFIXES) if n == name] for name in names]
+    wide = np.array([(o * 6)[:6] for o in options])
+    found = np.array(
+        [
+            (names.index(name), place[query], place[positive], place[negative])
+            for name, query, positive, negative in pairs
+            if negative and query in place and positive in place and negative in place
+        ]
+    )
+    random = np.random.default_rng(args.seed)
+    size = args.batch // 2
+    batches = []
+    for _ in range(count if len(found) >= size else 0):
+        part = found[random.choice(len(found), size, replace=False)]
+        prefix = wide[part[:, 0], random.integers(0, 6, size)]
+        batches.append((prefix, [part[:, c] for c in (1, 2, 3)]))
+    return batches
 
 
-def brief(text: str) -> str:
-    """The beginning of a text, about a hundred tokens at most."""
-    return text[:300] if text.isascii() else text[:110]
-
-
-def contrast_sets(rows: list, rng: random.Random) -> dict[str, Dataset]:
-    """The pairs, with the task's instruction on the query (symmetric: on both)."""
-    found: dict[str, list[list[str]]] = {}
-    for name, query, positive, negative in rows:
-        task = TASKS[name]
-        instruction = rng.choice(task.instructions)
-        query, positive, negative = brief(query), brief(positive), brief(negative)
-        texts = [with_instruction(instruction, query), positive]
-        if task.symmetric:
-            texts[1] = with_instruction(instruction, positive)
-        if negative:
-            texts.append(negative)
-        size = "short" if max(map(len, texts)) <= 200 else "long"
-        found.setdefault(f"pairs-{len(texts)}-{size}", []).append(texts)
-    columns = ("query", "positive", "negative")
-    return {
-        name: Dataset.from_dict(
-            {c: list(v) for c, v in zip(columns, zip(*items, strict=True), strict=False)}
-        )
-        for name, items in found.items()
-    }
-
-
-def held_out(
-    model: SentenceTransformer, texts: list[str], labels: list[int], loss: Distil
-) -> dict[str, float]:
-    """Mean cosine to the target on texts that were kept back, by size."""
-    vectors = model.encode(texts, batch_size=512, convert_to_tensor=True).float()
-    n, labels = len(loss.kinds), torch.tensor(labels, device=vectors.device)
-    full = torch.cat([loss.kinds[labels % n] * KIND_WEIGHT, loss.targets[labels // n].float()], 1)
-    return {
-        f"cosine_{d}": F.cosine_similarity(vectors[:, :d], full[:, :d]).mean().item() for d in DIMS
-    }
-
-
-def ranking(model: SentenceTransformer, pairs: list) -> dict[str, float]:
-    """Share of kept-back pairs whose positive comes first among all positives and negatives."""
-    scores = {}
-    for name in sorted({p[0] for p in pairs}):
-        part = [p for p in pairs if p[0] == name][:1000]
-        task = TASKS[name]
-        queries = [with_instruction(task.instructions[0], q) for _, q, _, _ in part]
-        documents = [positive[:400] for _, _, positive, _ in part]
-        if task.symmetric:
-            documents = [with_instruction(task.instructions[0], text) for text in documents]
-        documents += [negative[:400] for *_, negative in part if negative]
-        left = model.encode(queries, batch_size=512, convert_to_tensor=True).float()
-        right = model.encode(documents, batch_size=512, convert_to_tensor=True).float()
-        for d in (256, 64):
-            near = F.normalize(left[:, :d], dim=-1) @ F.normalize(right[:, :d], dim=-1).T
-            first = near.argmax(1) == torch.arange(len(part), device=near.device)
-            scores[f"first_{name}_{d}"] = first.float().mean().item()
-    return scores
+def measure(model: SentenceTransformer) -> dict[str, float]:
+    """The written evaluation, for the curve; nothing is chosen by it."""
+    model.eval()
+    passages, queries = evaluate.read("passages"), evaluate.read("queries")
+    encode = evaluate.embed(model)
+    left, right = encode(evaluate.asked(queries)), encode([p["text"] for p in passages])
+    parts = evaluate.by_part(left @ right.T, queries, passages)
+    model.train()
+    return {f"ndcg@10_{name}": values["ndcg@10"] for name, values in parts.items()}
 
 
 def save(model: SentenceTransformer, folder: Path) -> None:
-    """Write the checkpoint as the published ones are: bf16, Qwen3ForCausalLM, rope_theta."""
+    """Write the checkpoint as the published ones are: bf16, padding on the left."""
+    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
     model.tokenizer.padding_side = "left"
     model.to(torch.bfloat16).save(str(folder), create_model_card=False)
-    for name, size in (
-        ("sentence_bert_config.json", "max_seq_length"),
-        ("tokenizer_config.json", "model_max_length"),
-    ):
-        path = folder / name
-        settings = json.loads(path.read_text())
-        if size in settings:
-            path.write_text(json.dumps(settings | {size: 4096}, indent=2) + "\n")
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config["architectures"] = ["Qwen3ForCausalLM"]
-    path.write_text(json.dumps(config, indent=2) + "\n")
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpus", type=Path)
-    parser.add_argument("--teacher", required=True, help="folder of all-MiniLM-L6-v2")
-    parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, help="teacher vectors kept here between runs")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--intermediate", type=int, default=640)
-    parser.add_argument("--epochs", type=float, default=4)
-    parser.add_argument("--steps", type=int, default=-1, help="instead of epochs")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--contrast", type=float, default=0.3, help="weight; 0 leaves it out")
-    parser.add_argument(
-        "--minutes", type=float, default=0, help="instead of steps: end so long after the start"
-    )
-    parser.add_argument(
-        "--teacher-seconds", type=float, default=0, help="leave out texts not embedded by then"
-    )
-    parser.add_argument(
-        "--spare", type=Path, help="folder for checkpoints on the way, as tar files"
-    )
-    parser.add_argument("--workers", type=int, default=6)
-    parser.add_argument("--limit", type=int, default=0, help="rows, for a trial run")
-    parser.add_argument("--batch", type=int, default=1536)
-    parser.add_argument("--seed", type=int, default=5)
-    train(parser.parse_args())
-
-
-def load_teacher(args: argparse.Namespace, device: str) -> tuple[list, dict[str, int], Tensor]:
-    """Rows, where each teacher text stands, and the teacher's vectors (from the cache if there)."""
-    table = pq.read_table(args.corpus / "texts.parquet").to_pydict()
-    rows = list(zip(table["student"], table["teacher"], table["kind"], strict=True))
-    random.Random(args.seed).shuffle(rows)
-    rows = rows[: args.limit or None]
-    texts = list(dict.fromkeys(t or s for s, t, _ in rows))
-    if args.cache and args.cache.is_file():
-        vectors = torch.from_numpy(np.load(args.cache)).to(device)
-    else:
-        vectors = teacher_vectors(texts, args.teacher, device, args.workers, args.teacher_seconds)
-        if args.cache:
-            np.save(args.cache, vectors.cpu().numpy())
-    there = (vectors[:, :8] != 0).any(1)
-    texts = [text for text, found in zip(texts, there.tolist(), strict=True) if found]
-    index = {text: i for i, text in enumerate(texts)}
-    return [row for row in rows if (row[1] or row[0]) in index], index, vectors[there]
-
-
-def train(args: argparse.Namespace) -> None:
-    """The whole training."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(args.seed)
-    torch.set_float32_matmul_precision("high")
-    rng = random.Random(args.seed)
-    rows, index, vectors = load_teacher(args, device)
-    print("teacher", len(rows), "rows", tuple(vectors.shape), flush=True)
-    if args.out.name == "none":
-        return
-    basis = turn(vectors, SIZE - 4)
-    targets = torch.cat([part.float() @ basis for part in vectors.split(200_000)]).half()
-    kinds = torch.tensor(list(KINDS.values()), dtype=torch.float32, device=device)
-    kept, rows = rows[:2000], rows[2000:]
-    model = new_model(args.tokenizer, args.layers, args.intermediate).to(device)
-    warm_start(model, rows, args.teacher, basis, device)
-    print("parameters", sum(p.numel() for p in model.parameters()), flush=True)
-
-    distil = Distil(model, targets, kinds)
-    sets = distil_sets(rows, index, rng)
-    losses: dict[str, nn.Module] = dict.fromkeys(sets, MatryoshkaLoss(model, distil, DIMS))
-    table = pq.read_table(args.corpus / "pairs.parquet").to_pydict()
-    pairs = list(zip(*(table[c] for c in ("task", "query", "positive", "negative")), strict=True))
-    rng.shuffle(pairs)
-    pairs = pairs[: args.limit or None]
-    kept_pairs, pairs = pairs[:6000], pairs[6000:]
-    if args.contrast:
-        contrast = Weighted(
-            MatryoshkaLoss(model, MultipleNegativesRankingLoss(model, scale=25.0), DIMS),
-            args.contrast,
-        )
-        for name, dataset in contrast_sets(pairs, rng).items():
-            sets[name], losses[name] = dataset, contrast
-    for name in sets:
-        print(name, len(sets[name]), flush=True)
-    print(f"ready after {time.monotonic() - BEGIN:.0f} s", flush=True)
-    log = fit(model, sets, losses, args)
-    names = list(KINDS)
-    labels = [index[t or s] * len(names) + names.index(DOCUMENT_KINDS[k]) for s, t, k in kept]
-    save(model, args.out)
-    model.to(torch.float32).eval()
-    final = held_out(model, [s for s, _, _ in kept], labels, distil) | ranking(model, kept_pairs)
-    shape = {
-        "arguments": {
-            k: str(v)
-            for k, v in vars(args).items()
-            if k not in {"corpus", "teacher", "tokenizer", "out", "cache", "spare"}
-        }
-    }
-    (args.out / "training.json").write_text(
-        json.dumps(shape | {"log": log, "kept_back": final}) + "\n"
-    )
-    print(json.dumps(final, indent=1), flush=True)
-
-
-def spare_copy(model: SentenceTransformer, out: Path, folder: Path) -> None:
-    """Write the checkpoint as it is now into the folder's model.tar, and go on as before."""
-    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    save(model, out)
-    model.to(torch.float32)
-    model.load_state_dict(state)
+    model.to(torch.float32).load_state_dict(state)
     model.tokenizer.padding_side = "right"
-    part = folder / "model.part"
-    with tarfile.open(part, "w") as tar:
-        tar.add(out, "out", filter=lambda info: None if "/run" in info.name else info)
-    part.rename(folder / "model.tar")
 
 
 class Schedule(TrainerCallback):
-    """Warm-up and cosine over the steps, or over so many minutes and then the end."""
+    """Warm-up and cosine, over steps or over minutes; the curve; an end at the first NaN."""
 
-    def __init__(self, peak: float, minutes: float, spare: Callable[[], None]) -> None:
-        self.peak, self.seconds, self.start = peak, 60 * minutes, 0.0
-        self.spare, self.marks = spare, [0.4, 0.6, 0.75, 0.85, 0.93]
+    def __init__(self, model: SentenceTransformer, args: argparse.Namespace) -> None:
+        self.model, self.args, self.start = model, args, 0.0
+        self.marks = [0.0, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8]
+        self.curve: list[dict] = []
+
+    def done(self, state: Any) -> float:
+        """The share of the training that is over."""
+        if not self.args.minutes:
+            return state.global_step / state.max_steps
+        whole = 60 * self.args.minutes - (self.start - BEGIN)
+        return (time.monotonic() - self.start) / whole
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        """Start the clock; what the preparation took is gone."""
+        """Start the clock."""
         self.start = time.monotonic()
-        self.seconds -= (self.start - BEGIN) * (self.seconds > 0)
 
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs) -> None:
         """Set the learning rate of the step to come."""
-        done = (
-            (time.monotonic() - self.start) / self.seconds
-            if self.seconds
-            else state.global_step / state.max_steps
-        )
-        rate = min(done / 0.03, 0.5 + 0.5 * math.cos(math.pi * min(1.0, (done - 0.03) / 0.97)))
+        done = self.done(state)
+        fall = min(1.0, max(0.0, done - 0.03) / 0.97)
+        rate = min(done / 0.03, 0.5 + 0.5 * math.cos(math.pi * fall))
         for group in optimizer.param_groups:
-            group["lr"] = self.peak * max(rate, 1e-3)
+            group["lr"] = self.args.lr * max(rate, 1e-3)
+        if self.marks and done >= self.marks[0]:
+            self.marks.pop(0)
+            self.note(state.global_step)
+
+    def note(self, step: int) -> None:
+        """A point of the curve, and a checkpoint to fall back on."""
+        seconds = round(time.monotonic() - BEGIN, 1)
+        self.curve.append({"step": step, "seconds": seconds} | measure(self.model))
+        print(self.curve[-1], flush=True)
+        save(self.model, self.args.out)
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         """Give up at once when the gradients are no numbers."""
@@ -470,61 +414,217 @@ class Schedule(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Compare the clock."""
-        if not self.seconds:
-            return
-        done = (time.monotonic() - self.start) / self.seconds
-        if self.marks and done > self.marks[0]:
-            self.marks.pop(0)
-            self.spare()
-        if done > 1:
+        if self.args.minutes and self.done(state) > 1:
             control.should_training_stop = True
 
 
 def fit(
     model: SentenceTransformer,
-    sets: dict[str, Dataset],
+    collator: Collator,
     losses: dict[str, nn.Module],
     args: argparse.Namespace,
+    half: bool,
+    callbacks: list[TrainerCallback],
+    steps: int = -1,
 ) -> list[dict]:
-    """Run sentence-transformers' trainer over all sets, each batch from one of them."""
+    """Run sentence-transformers' trainer over the batches."""
+    sets = {
+        name: Dataset.from_dict({"batch": list(range(len(found)))})
+        for name, found in collator.batches.items()
+        if found
+    }
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(args.out / "run"),
-        num_train_epochs=args.epochs,
-        max_steps=args.steps,
-        per_device_train_batch_size=args.batch,
+        num_train_epochs=1,
+        max_steps=steps,
+        per_device_train_batch_size=1,
         learning_rate=args.lr,
         lr_scheduler_type="constant",
         weight_decay=0.01,
         adam_beta2=0.98,
         max_grad_norm=1.0,
-        bf16=torch.cuda.is_available(),
-        dataloader_num_workers=args.workers,
-        dataloader_drop_last=True,
-        dataloader_persistent_workers=args.workers > 0,
-        logging_steps=25,
+        bf16=half,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        logging_steps=5 if steps > 0 else 50,
         save_strategy="no",
         report_to="none",
         seed=args.seed,
         disable_tqdm=True,
     )
-    # Padding on the left leaves positions that attend to nothing, a suspect for the not-a-number
-    # gradients that bf16 training on a GPU gave; under a causal mask the right has none.
-    model.tokenizer.padding_side = "right"
+    model.model_card_data.widget = [{}]  # none drawn from the rows: they hold no text
     trainer = SentenceTransformerTrainer(
         model=model,
         args=arguments,
         train_dataset=sets,
         loss=losses,
-        callbacks=[
-            Schedule(
-                args.lr,
-                args.minutes,
-                lambda: spare_copy(model, args.out, args.spare) if args.spare else None,
-            )
-        ],
+        data_collator=collator,
+        callbacks=callbacks,
     )
     trainer.train()
     return trainer.state.log_history
+
+
+def half_is_safe(
+    model: SentenceTransformer,
+    collator: Collator,
+    losses: dict[str, nn.Module],
+    args: argparse.Namespace,
+) -> bool:
+    """Twenty steps each in bf16 and float32: bf16 if its numbers are finite and it is faster."""
+    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    took = {}
+    for half in (False, True):
+        begin = time.monotonic()
+        try:
+            log = fit(model, collator, losses, args, half, [], steps=20)
+            fine = all(math.isfinite(float(row.get("grad_norm", 0))) for row in log)
+        except (RuntimeError, ArithmeticError) as error:
+            print("self-check", half, repr(error)[:500], flush=True)
+            fine = False
+        fine &= all(bool(p.isfinite().all()) for p in model.parameters())
+        took[half] = time.monotonic() - begin if fine else math.inf
+        model.load_state_dict(state)
+        model.zero_grad(set_to_none=True)
+    print("seconds of 20 steps", took, flush=True)
+    return took[True] < took[False]
+
+
+def read_rows(corpus: Path) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str, str]]]:
+    """Both tables."""
+    table = pq.read_table(corpus / "texts.parquet").to_pydict()
+    rows = list(zip(table["student"], table["teacher"], table["kind"], strict=True))
+    table = pq.read_table(corpus / "pairs.parquet").to_pydict()
+    columns = ("task", "query", "positive", "negative")
+    return rows, list(zip(*(table[c] for c in columns), strict=True))
+
+
+class Material(NamedTuple):
+    """Rows that the teacher reached, their tokens, and what the targets are made from."""
+
+    rows: list[tuple[str, str, str]]
+    student: Texts
+    index: dict[str, int]
+    targets: Tensor
+    words: tuple[list[int], Tensor]
+
+
+def load(rows: list, args: argparse.Namespace, device: str) -> Material:
+    """Tokens of the student, vectors of the teacher, turned."""
+    tokenizer = load_tokenizer(args.tokenizer)
+    student = Texts.of(tokenizer, [row[0] for row in rows], device)
+    print(f"tokens done after {time.monotonic() - BEGIN:.0f} s", flush=True)
+    places, words = word_vectors(tokenizer, rows, args.teacher, device)
+    texts = list(dict.fromkeys(other or text for text, other, _ in rows))
+    vectors = teacher_vectors(texts, args.teacher, device, args.teacher_seconds)
+    print(f"teacher done after {time.monotonic() - BEGIN:.0f} s", flush=True)
+    there = (vectors[:, :8] != 0).any(1)
+    reached = [i for i, found in enumerate(there.tolist()) if found]
+    index = {texts[i]: n for n, i in enumerate(reached)}
+    kept = [i for i, (text, other, _) in enumerate(rows) if (other or text) in index]
+    student = Texts(student.flat, student.starts[kept], student.lengths[kept])
+    vectors = vectors[there]
+    basis = turn(vectors, SIZE - 4)
+    targets = torch.cat([part.float() @ basis for part in vectors.split(200_000)]).half()
+    return Material([rows[i] for i in kept], student, index, targets, (places, words @ basis))
+
+
+def batches(material: Material, pairs: list, args: argparse.Namespace) -> dict[str, list[Any]]:
+    """Of both losses; the first rows are kept back."""
+    rows, lengths = material.rows, material.student.lengths.cpu().numpy()
+    place = {text: i for i, (text, *_) in enumerate(rows) if i >= HELD}
+    distil = distil_batches(rows[HELD:], material.index, lengths[HELD:], args.steps, args)
+    return {
+        "distil": [(part + HELD, labels, chance) for part, labels, chance in distil],
+        "pairs": contrast_batches(pairs, place, args.steps // 8, args),
+    }
+
+
+def kept_back(
+    model: SentenceTransformer, collator: Collator, material: Material, distil: Distil
+) -> dict[int, float]:
+    """Mean cosine to the target on the texts that were kept back, by size."""
+    found = collator.tokens(np.arange(HELD), np.full(HELD, -1))
+    kinds = [NAMES.index(DOCUMENT_KINDS[kind]) for *_, kind in material.rows[:HELD]]
+    places = [material.index[other or text] for text, other, _ in material.rows[:HELD]]
+    labels = torch.tensor(places) * len(NAMES) + torch.tensor(kinds)
+    with torch.inference_mode():
+        target = distil.wanted(labels.to(distil.targets.device))
+        parts = [
+            model({name: column[i : i + 500] for name, column in found.items()})
+            for i in range(0, HELD, 500)
+        ]
+        got = torch.cat([part["sentence_embedding"] for part in parts]).float()
+        return {
+            d: round(F.cosine_similarity(got[:, :d], target[:, :d]).mean().item(), 4) for d in DIMS
+        }
+
+
+def train(args: argparse.Namespace) -> None:
+    """The whole training."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(args.seed)
+    torch.set_float32_matmul_precision("high")
+    rows, pairs = read_rows(args.corpus)
+    random.Random(args.seed).shuffle(rows)
+    material = load(rows[: args.limit or None], args, device)
+    print(len(material.rows), "rows,", len(material.targets), "teacher texts", flush=True)
+
+    tokenizer = load_tokenizer(args.tokenizer)
+    model = new_model(tokenizer, args.out / "run", args.layers, args.intermediate).to(device)
+    counts = torch.bincount(material.student.flat.long(), minlength=len(tokenizer)).float()
+    warm_start(model, *material.words, counts)
+    model.tokenizer.padding_side = "right"  # under a causal mask no row is masked wholly
+
+    prefixes = Texts.of(tokenizer, [with_instruction(text, "") for _, text in PREFIXES], device)
+    collator = Collator(material.student, prefixes, tokenizer.pad_token_id, args.seed)
+    collator.batches = batches(material, pairs, args)
+    kinds = torch.tensor(list(KINDS.values()), dtype=torch.float32, device=device)
+    distil = Distil(model, material.targets, kinds)
+    contrast = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model, scale=20.0), DIMS)
+    losses: dict[str, nn.Module] = {
+        "distil": MatryoshkaLoss(model, distil, DIMS),
+        "pairs": Weighted(contrast, args.contrast),
+    }
+    half = device == "cuda" and half_is_safe(model, collator, losses, args)
+    print(f"bf16 {half}, begin after {time.monotonic() - BEGIN:.0f} s", flush=True)
+    schedule = Schedule(model, args)
+    log = fit(model, collator, losses, args, half, [schedule])
+    schedule.note(log[-1]["step"])
+    facts = {
+        "arguments": {k: v for k, v in vars(args).items() if k not in FOLDERS},
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "bf16": half,
+        "rows": len(material.rows),
+        "cosine_on_kept_back_texts": kept_back(model, collator, material, distil),
+        "curve": schedule.curve,
+        "log": log,
+    }
+    (args.out / "training.json").write_text(json.dumps(facts) + "\n")
+    print(facts["cosine_on_kept_back_texts"], f"{time.monotonic() - BEGIN:.0f} s", flush=True)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--teacher", required=True, help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--intermediate", type=int, default=640)
+    parser.add_argument("--steps", type=int, default=12_000, help="batches of the distillation")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--contrast", type=float, default=0.1, help="weight")
+    parser.add_argument("--minutes", type=float, default=0, help="end so long after the start")
+    parser.add_argument(
+        "--teacher-seconds", type=float, default=0, help="leave out texts not embedded by then"
+    )
+    parser.add_argument("--limit", type=int, default=0, help="rows, for a trial run")
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--seed", type=int, default=5)
+    train(parser.parse_args())
 
 
 if __name__ == "__main__":
