@@ -220,7 +220,8 @@ def _outlook(error: Exception) -> _Outlook:
     lasting = (httpx.UnsupportedProtocol, httpx.ProxyError, httpx.LocalProtocolError)
     if isinstance(error, lasting) or "CERTIFICATE_VERIFY_FAILED" in str(error):
         return "final"
-    if isinstance(error, (httpx.NetworkError, httpx.ConnectTimeout, aiohttp.ClientError)):
+    broken = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
+    if isinstance(error, (*broken, aiohttp.ClientError)):
         return "down"
     return "passing" if isinstance(error, (TimeoutError, httpx.TransportError)) else "final"
 

@@ -352,7 +352,8 @@ class ServerEngine:
             body["priority"] = 0 if urgent else 1
         try:
             url = self.base_url + "/embeddings"
-            answer = await self._connection.post(url, body, patient=not urgent)
+            patient = not urgent and self._served is not None  # a start says soon what is wrong
+            answer = await self._connection.post(url, body, patient)
         except ServerRefusedError as error:
             if ask_size and re.search("matryoshka|dimension", str(error), re.IGNORECASE):
                 self._cut_here(str(error))
