@@ -28,9 +28,9 @@ def words_for(model: str, tokens: int) -> int:
     """How many words make about so many tokens."""
     from transformers import AutoTokenizer
 
-    sample = " ".join(take(50, WORDS, -1))
-    count = len(AutoTokenizer.from_pretrained(model)(sample)["input_ids"])
-    return max(1, round(tokens * 50 * WORDS / count))
+    sample = take(50, WORDS, -1)
+    encoded = AutoTokenizer.from_pretrained(model)(sample)["input_ids"]
+    return max(1, round(tokens * 50 * WORDS / sum(map(len, encoded))))
 
 
 RUNNER = asyncio.Runner()

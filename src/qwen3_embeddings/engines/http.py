@@ -143,12 +143,13 @@ class Connection:
 
         A refusal of the body (400, 422) counts: it came from behind the door.
         """
+        import aiohttp
         import httpx
 
         async with _client({}, self.timeout, self._verify) as stranger:
             try:
                 answer = await stranger.request("GET" if body is None else "POST", url, json=body)
-            except httpx.HTTPError:
+            except (httpx.HTTPError, aiohttp.ClientError):
                 return False
             return answer.status_code in {200, 400, 422}
 

@@ -304,7 +304,7 @@ class ServerEngine:
         """Ask the server what it serves and how it likes to be asked."""
         name, root, context, served_names = await self._find_model()
         try:
-            probe = await self._request(name, ["probe", "\n probe\n"], None, False)
+            probe = await self._request(name, ["probe", "\n probe\n"], None)
         except ModelNotFoundError:
             raise _not_served(self.base_url, served_names, self.model) from None
         known = models.MODELS.get(name) or models.MODELS.get(root)
