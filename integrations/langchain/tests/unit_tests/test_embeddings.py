@@ -221,8 +221,9 @@ class Recorder:
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
-        count = len(json.loads(request.content)["input"])
-        data = [{"index": i, "embedding": [1.0, 0.0] * 32} for i in range(count)]
+        texts = json.loads(request.content)["input"]
+        # Another vector for another text, or it would pass for a server that strips them.
+        data = [{"index": i, "embedding": [1.0, len(text)] * 32} for i, text in enumerate(texts)]
         return httpx.Response(200, json={"object": "list", "data": data, "model": "tiny"})
 
     @property
