@@ -31,7 +31,7 @@ SECONDS = int(os.environ.get("QWEN3_SOAK_SECONDS", "15"))
 
 
 def run_script(
-    script: str, *arguments: str, seconds: float = 180, **environment: str
+    script: str, *arguments: str, seconds: float = 400, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a script in a fresh interpreter; one that hangs fails, and its children end with it."""
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), *arguments]
@@ -179,7 +179,7 @@ def test_a_killed_worker_process_is_said_and_replaced(
     """Where an engine has processes of its own (here tensor parallelism), one is killed."""
     np.save(tmp_path / "expected.npy", embedder.encode_document(["one", "two"]))
     binding = {"VLLM_CPU_OMP_THREADS_BIND": "0|0"}
-    done = run_script(WORKERS, checkpoint, f"{tmp_path}/expected.npy", seconds=400, **binding)
+    done = run_script(WORKERS, checkpoint, f"{tmp_path}/expected.npy", seconds=500, **binding)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "died: the vLLM engine died" in done.stdout
     assert done.stdout.endswith("revived\n")
@@ -349,7 +349,7 @@ INTERRUPTS = """
 def test_ctrl_c_at_random_moments(checkpoint: str) -> None:
     """Hazard 2, at any bytecode: calls end or are interrupted, and no vector is ever wrong."""
     seed = str(time.time_ns() % 10**6)
-    done = run_script(INTERRUPTS, checkpoint, seed, str(SECONDS), seconds=SECONDS + 240)
+    done = run_script(INTERRUPTS, checkpoint, seed, str(SECONDS), seconds=SECONDS + 400)
     assert done.returncode == 0, f"seed {seed}: {done.stdout}\n{done.stderr[-3000:]}"
     print(done.stdout)
     words = done.stdout.split()

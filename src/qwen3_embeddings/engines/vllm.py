@@ -91,10 +91,20 @@ def _forget_turn() -> None:
     """A forked child has none of its parent's engines, nor the thread that held the lock."""
     global _turn
     _turn = threading.Lock()
-    inherited = bool(_alive)
-    _alive.clear()
-    if inherited:
-        _alive.add(0)  # of no engine: the process groups are the parent's, whose end would crash
+    if _alive:
+        _alive.clear()
+        _alive.add(0)  # of no engine: nobody here ends the process groups, which are the parent's
+        _keep_process_groups()
+
+
+def _keep_process_groups() -> None:
+    """Keep torch's process groups for ever: their end waits for threads, and crashes without."""
+    import ctypes
+
+    from torch.distributed import distributed_c10d
+
+    for group in distributed_c10d._world.pg_map:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
 if hasattr(os, "register_at_fork"):
