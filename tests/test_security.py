@@ -40,6 +40,16 @@ TEXT = "The confidential merger of Aldgate and Bishop closes in March."
 URL = "http://decoder.test/v1"
 
 
+def sensible(request: httpx.Request) -> httpx.Response:
+    """What a server answers, each text with a vector of its own."""
+    rows = [
+        np.random.default_rng(list(text.encode())).standard_normal(32).tolist()
+        for text in json.loads(request.content)["input"]
+    ]
+    data = [{"index": i, "embedding": row} for i, row in enumerate(rows)]
+    return httpx.Response(200, json={"data": data})
+
+
 def shows(said: Any) -> list[str]:
     """Which of the secrets stand in `said`, as they are or as base64."""
     text = said if isinstance(said, str) else str(said)
@@ -202,13 +212,17 @@ def test_no_log_of_an_engine_shows_a_text(checkpoint: str) -> None:
 )
 @pytest.mark.parametrize("status", [200, 400, 401, 404, 413, 500])
 def test_no_error_quotes_a_text(quoting: dict[str, Any], status: int) -> None:
+    def quote(request: httpx.Request) -> httpx.Response:
+        mine = TEXT in json.loads(request.content)["input"][0]
+        return httpx.Response(status, json=quoting) if mine else httpx.Response(status)
+
     with respx.mock(assert_all_called=False, using="httpx") as router:
         router.get(f"{URL}/models").respond(json={"data": [{"id": "m"}]})
         route = router.post(f"{URL}/embeddings")
-        route.respond(json={"data": [{"index": 0, "embedding": [1.0] * 32}]})
+        route.mock(side_effect=sensible)
         with Embedder(base_url=URL, max_retries=0) as embedder:
             embedder.start()
-            route.respond(status, json=quoting)
+            route.mock(side_effect=quote)
             for encode in (embedder.encode_query, embedder.encode_document):
                 with pytest.raises(Qwen3EmbeddingsError) as caught:
                     encode([TEXT])
@@ -345,17 +359,18 @@ def test_whatever_a_server_says_no_row_is_wrong(
     listing: bytes, probe: bytes, answer: bytes, kind: str, status: int
 ) -> None:
     """Unit rows of finite numbers come out of an embedder, or a typed error."""
-    served = b'{"data": [{"id": "m"}]}'
-    rows = b'{"data": [{"index": 0, "embedding": [0.6, 0.8]}]}'
-    for names, first in ((listing, probe), (served, rows)):
-        said = [
-            httpx.Response(200, content=first),
-            *[httpx.Response(status, content=answer, headers={"content-type": kind})] * 20,
-        ]
+    said = httpx.Response(status, content=answer, headers={"content-type": kind})
+    for served in (False, True):
         with respx.mock(assert_all_called=False, using="httpx") as router:
+            names = b'{"data": [{"id": "m"}]}' if served else listing
             router.get(f"{URL}/models").respond(content=names)
-            router.post(f"{URL}/embeddings").mock(side_effect=said)
+            route = router.post(f"{URL}/embeddings")
+            first = [httpx.Response(200, content=probe), *[said] * 20]
+            route.mock(side_effect=sensible if served else first)
             with Embedder(base_url=URL, max_retries=0) as embedder:
+                if served:
+                    embedder.start()
+                    route.mock(side_effect=None, return_value=said)
                 vectors = answer_of(embedder.encode_document, ["a", "b"])
         if vectors is not None:
             assert vectors.shape[0] == 2
