@@ -8,13 +8,14 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 FUZZ_SECONDS ?= 600
 VENV := .venv
+SERVERS := .servers
 BIN := $(VENV)/bin
 PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml) $(wildcard models/*/pyproject.toml)
 EDITABLE := -e '.[server,reference,testing]' $(foreach f,$(filter-out pyproject.toml,$(PROJECTS)),-e $(dir $(f)))
 
 PIP := $(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: install demo test soak fuzz lint types bench clean
+.PHONY: install demo test test-servers soak fuzz lint types bench clean
 
 install: $(VENV)/installed
 
@@ -36,6 +37,15 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# Other servers, in environments of their own: heavy, see tools/servers/install.sh.
+test-servers: install $(SERVERS)/installed
+	SERVERS=$(SERVERS) $(BIN)/python -m pytest tests/other_servers.py
+
+$(SERVERS)/installed: tools/servers/install.sh
+	mkdir -p $(SERVERS)
+	PYTHON=$(PYTHON) tools/servers/install.sh $(SERVERS)
+	touch $@
 
 # The random tests of processes for longer: 10,000 calls, a minute of signals.
 soak: install
@@ -64,4 +74,4 @@ bench: install
 	$(BIN)/python benchmarks all
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(SERVERS) build dist

@@ -367,7 +367,7 @@ async def matryoshka(subject: Subject) -> Finding:
         "warning",
         f"size {named}: the server refuses or ignores `dimensions`; cut and renormalised here",
         "This package's vectors are right; other clients get no smaller size.",
-        """vLLM: --hf-overrides '{"is_matryoshka": true}'. llama.cpp and infinity cannot.""",
+        """vLLM: --hf-overrides '{"is_matryoshka": true}'. llama.cpp cannot.""",
     )
 
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import re
 import ssl
+import unicodedata
 from collections import defaultdict
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ class ServerEngine:
 
         async def one(text: str) -> list[int]:
             body = {"model": served.model, "prompt": text, "add_special_tokens": True}
-            body |= {"content": text, "add_special": True}
+            body |= {"content": _composed(text), "add_special": True}
             async with free:
                 answer = await self._connection.post(url, body, patient=True)
             return wire.read_tokens(answer.content)
@@ -166,7 +167,7 @@ class ServerEngine:
 
         async def part(group: list[int]) -> None:
             """The rows of one kind of prompts: a request holds one kind."""
-            mine = [prompts[i] for i in group]
+            mine = [_composed(prompts[i]) for i in group]
             try:
                 pieces.append((group, await self._gather(mine, dimensions, group is texts, urgent)))
             except Qwen3EmbeddingsError as error:
@@ -393,6 +394,11 @@ class ServerEngine:
         if self._cuts_itself:
             logger.info("%s does not cut vectors itself, done here: %s", self.base_url, why)
         self._cuts_itself = False
+
+
+def _composed(prompt: Prompt) -> Prompt:
+    """A text in NFC, the published tokenizer's own first step, which llama.cpp leaves out."""
+    return unicodedata.normalize("NFC", prompt) if isinstance(prompt, str) else prompt
 
 
 def _context(row: Mapping[str, Any]) -> int | None:
