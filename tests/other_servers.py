@@ -148,14 +148,14 @@ def test_the_same_vectors(
 
 
 @pytest.mark.parametrize("overflow", ["truncate", "mean"])
-@pytest.mark.parametrize("name", ["vllm_oldest", "router"])
+@pytest.mark.parametrize("name", WHOLE)
 def test_over_long_texts(
     name: str, overflow: str, checkpoint: str, request: pytest.FixtureRequest
 ) -> None:
     with connect(request.getfixturevalue(name), overflow=overflow) as remote:
         vectors = remote.encode_document(LONG)
     yardstick = Embedder(checkpoint, dtype="float32", overflow=overflow, engine="reference")
-    assert worst_cosine(vectors, yardstick.encode_document(LONG)) <= 1e-6
+    assert worst_cosine(vectors, yardstick.encode_document(LONG)) <= 1e-5
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -157,6 +157,7 @@ class ServerEngine:
         served = await self.start()
         if dimensions == served.dimensions:
             dimensions = None  # servers without is_matryoshka refuse even their own size
+        prompts = [_composed(prompt) for prompt in prompts]
         texts = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str)]
         others = [i for i, prompt in enumerate(prompts) if not isinstance(prompt, str)]
 
@@ -167,7 +168,7 @@ class ServerEngine:
 
         async def part(group: list[int]) -> None:
             """The rows of one kind of prompts: a request holds one kind."""
-            mine = [_composed(prompts[i]) for i in group]
+            mine = [prompts[i] for i in group]
             try:
                 pieces.append((group, await self._gather(mine, dimensions, group is texts, urgent)))
             except Qwen3EmbeddingsError as error:
