@@ -280,7 +280,7 @@ def test_fingerprints(checkpoint: str) -> None:
             "task": plain.with_task("code"),
             "instruction": plain.with_task(query_instruction="Find"),
             "size": Embedder(checkpoint, dimensions=64),
-            "dtype": Embedder(checkpoint, dtype="float32"),
+            "dtype": Embedder(checkpoint, dtype="bfloat16"),
             "overflow": Embedder(checkpoint, overflow="mean"),
             "quantised": Embedder(checkpoint, engine_kwargs={"quantization": "fp8"}),
             "model": Embedder("Qwen/Qwen3-Embedding-4B"),
