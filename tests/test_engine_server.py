@@ -508,6 +508,23 @@ def test_a_refused_text_costs_no_other_caller(fake: FakeServer) -> None:
     np.testing.assert_allclose([first[0], last[0]], [fake.vector("a"), fake.vector("b")], atol=1e-6)
 
 
+@pytest.mark.parametrize("answer", [httpx.Response(500), httpx.Response(200, content=b"[]")])
+def test_a_text_that_breaks_the_server_costs_no_other_caller(
+    fake: FakeServer, answer: httpx.Response
+) -> None:
+    embedder = embedder_of(fake, max_retries=0)
+    fake.answer = lambda body: answer if "poison" in body["input"] else fake.floats(body)
+
+    async def burst() -> list[Any]:
+        calls = (embedder.aencode_query([text]) for text in ["a", "poison", "b"])
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    embedder = embedder.with_task(query_instruction="")
+    first, broken, last = asyncio.run(burst())
+    assert isinstance(broken, (ServerBusyError, ServerResponseError))
+    np.testing.assert_allclose([first[0], last[0]], [fake.vector("a"), fake.vector("b")], atol=1e-6)
+
+
 def test_a_too_long_text_is_found_by_a_server_without_tokenize(fake: FakeServer) -> None:
     fake.router.post("http://embeddings.test/tokenize").respond(404)
     embedder = embedder_of(fake)

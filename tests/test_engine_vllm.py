@@ -377,6 +377,33 @@ def test_queries_pass_documents(checkpoint: str, overlap: bool) -> None:
         assert done[0] == "queries"
 
 
+def test_a_query_passes_documents_longer_than_a_step(checkpoint: str) -> None:
+    """The core holds no more than a step: behind more of them a query would wait for all."""
+    steps = {"max_num_batched_tokens": 64, "max_num_seqs": 16}
+    with Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as embedder:
+        embedder.start()
+        thread = engine_of(embedder)._thread
+        assert thread is not None
+        held: list[int] = []
+        fill = thread._fill
+
+        def watched(core: object) -> None:
+            fill(core)
+            held.append(len(thread._rows))
+
+        thread._fill = watched  # type: ignore[method-assign]
+        texts = ["word " * 150 + str(i) for i in range(20)]
+        with ThreadPoolExecutor(1) as pool:
+            documents = pool.submit(embedder.encode_document, texts)
+            while not held:
+                time.sleep(0.01)
+            assert embedder.encode_query(["passes"]).shape == (1, 128)
+            assert not documents.done()
+            assert documents.result().shape == (20, 128)
+        assert max(held) <= 2, "a document, and perhaps the query on top of it"
+        assert thread._held == 0
+
+
 def test_nothing_starts_before_the_first_call(checkpoint: str) -> None:
     embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 16})
     assert engine_of(embedder)._thread is None

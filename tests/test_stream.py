@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from qwen3_embeddings import ConfigurationError, Embedder, TextTypeError
+from qwen3_embeddings import ConfigurationError, Embedder, TextsFailedError, TextTypeError
 from qwen3_embeddings.stream import BATCHES_AHEAD
 
 
@@ -60,6 +60,23 @@ def test_an_error_comes_in_place_of_its_batch(embedder: Embedder) -> None:
         next(stream)
     assert caught.value.positions == (4,)
     assert "text 10 of the stream" in caught.value.__notes__[0]
+    assert next(stream).shape == (10, 128), "what was read behind the error is not lost either"
+    assert next(stream, None) is None
+
+
+async def test_a_stream_of_coroutines_goes_on_after_an_error(checkpoint: str) -> None:
+    embedder = Embedder(checkpoint, dtype="float32", on_error="finish")
+    texts = [f"text {i}" for i in range(12)]
+    texts[5] = "\ud800"
+    stream = embedder.astream(texts, size=4)
+    assert (await anext(stream)).shape == (4, 128)
+    with pytest.raises(TextsFailedError) as caught:
+        await anext(stream)
+    assert caught.value.computed is not None
+    assert caught.value.computed.positions.tolist() == [0, 2, 3]
+    assert (await anext(stream)).shape == (4, 128)
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
 
 
 def test_a_failing_source_loses_nothing_read_before(embedder: Embedder) -> None:
@@ -67,11 +84,10 @@ def test_a_failing_source_loses_nothing_read_before(embedder: Embedder) -> None:
         yield from (f"text {i}" for i in range(14))
         raise OSError("the disk is gone")
 
-    taken = []
-    with pytest.raises(OSError, match="disk"):
-        taken.extend(embedder.stream(source(), size=10))
     stream = embedder.stream(source(), size=10)
     assert [len(next(stream)), len(next(stream))] == [10, 4]
+    with pytest.raises(OSError, match="disk"):
+        next(stream)
 
 
 def test_wrong_arguments_are_said_at_once(embedder: Embedder) -> None:

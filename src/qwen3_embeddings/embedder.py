@@ -10,7 +10,6 @@ import os
 import re
 import unicodedata
 from collections.abc import (
-    AsyncIterator,
     Callable,
     Generator,
     Iterable,
@@ -19,7 +18,6 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import Future
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -49,7 +47,7 @@ from qwen3_embeddings.errors import (
 from qwen3_embeddings.instructions import Task, find_task, instruct
 from qwen3_embeddings.matryoshka import Vectors, check_dimensions, normalize, truncate
 from qwen3_embeddings.secret import Secret, SupportsSecret, hide, shown
-from qwen3_embeddings.stream import ahead, naming
+from qwen3_embeddings.stream import AsyncStream, Stream, ahead
 
 if TYPE_CHECKING:
     import ssl
@@ -318,9 +316,7 @@ class Embedder:
         """`encode_document` for coroutines; cancelling it drops its texts from the engine."""
         return await background.wait(self._encode(self._check(texts, "document"), show_progress))
 
-    def stream(
-        self, texts: Iterable[str], *, role: Role = "document", size: int = 2048
-    ) -> Iterator[Vectors]:
+    def stream(self, texts: Iterable[str], *, role: Role = "document", size: int = 2048) -> Stream:
         """Embed texts of any number, in order, in bounded memory: nothing is read far ahead.
 
         Args:
@@ -328,26 +324,19 @@ class Embedder:
             role: "document" or "query".
             size: texts in a batch.
 
-        Yields:
-            float32 array (size, dimensions) of unit rows; the last may have fewer rows.
-
-        Raises:
-            Qwen3EmbeddingsError: those of `encode_document`, in place of the batch they concern.
-                Positions count within that batch; a note names its first text.
+        Returns:
+            An iterator of float32 arrays (size, dimensions) of unit rows; the last may have fewer.
+            An error of `encode_document` takes the place of the batch it concerns: positions count
+            within that batch, a note names its first text, and the iterator can be asked for the
+            next batch.
         """
-        with closing(self._ahead(texts, role, size)) as batches:
-            for place, batch in batches:
-                with naming(place):
-                    yield batch.result()
+        return Stream(self._ahead(texts, role, size))
 
-    async def astream(
+    def astream(
         self, texts: Iterable[str], *, role: Role = "document", size: int = 2048
-    ) -> AsyncIterator[Vectors]:
+    ) -> AsyncStream:
         """`stream` for coroutines. Reading `texts` should not block: it is read on your loop."""
-        with closing(self._ahead(texts, role, size)) as batches:
-            for place, batch in batches:
-                with naming(place):
-                    yield await asyncio.wrap_future(batch)
+        return AsyncStream(self._ahead(texts, role, size))
 
     def _ahead(
         self, texts: Iterable[str], role: Role, size: int
@@ -540,7 +529,10 @@ class Embedder:
             width = self.dimensions or (known.dimensions if known else 0)
             return np.empty((0, width), dtype=np.float32)
         engine = self._lease.engine
-        served = await engine.start()
+        try:
+            served = await engine.start()
+        except Qwen3EmbeddingsError as error:  # which every call that waits for the start gets
+            raise error.carrying(None) from error.__cause__
         size = served.native
         if self.dimensions is not None:
             size = check_dimensions(self.dimensions, served.native)
@@ -586,7 +578,8 @@ class Embedder:
         suspects = [i for i, n in enumerate(texts.lengths) if context and n > context]
         encodings: dict[int, list[int]] = {}
         if context and suspects:
-            ids = await self._tokenize(engine, [texts.prompts[i] for i in suspects])
+            long = [texts.prompts[i] for i in suspects]
+            ids = await self._tokenize(engine, long, texts.urgent)
             encodings = {
                 i: tokens for i, tokens in zip(suspects, ids, strict=False) if len(tokens) > context
             }
@@ -609,7 +602,7 @@ class Embedder:
         self, engine: Engine, texts: _Texts, encodings: dict[int, list[int]], context: int
     ) -> _Plan:
         """The plan of ``overflow="mean"``: pieces of the over-long texts, each instructed."""
-        template = (await engine.tokenize([instruct(texts.instruction, "")]))[0][:-1]
+        template = (await engine.tokenize([instruct(texts.instruction, "")], texts.urgent))[0][:-1]
         plan = _Plan([], [], [], split=True)
         failed = _positions(texts.failures)
         for i, prompt in enumerate(texts.prompts):
@@ -625,9 +618,9 @@ class Embedder:
             plan.weights.extend(float(max(len(piece) - head - 1, 1)) for piece in pieces)
         return plan
 
-    async def _tokenize(self, engine: Engine, texts: list[str]) -> list[list[int]]:
+    async def _tokenize(self, engine: Engine, texts: list[str], urgent: bool) -> list[list[int]]:
         try:
-            return await engine.tokenize(texts)
+            return await engine.tokenize(texts, urgent)
         except ServerError as error:
             if self.overflow == "error":
                 return []  # the server itself refuses what is too long

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
@@ -61,11 +62,51 @@ def _batches(texts: Iterable[str], size: int) -> Iterator[list[str] | Exception 
     yield failure
 
 
-@contextmanager
-def naming(place: int) -> Iterator[None]:
-    """Say in an error's notes where in the stream its batch began."""
-    try:
-        yield
-    except Qwen3EmbeddingsError as error:
-        error.add_note(f"Positions count from text {place} of the stream.")
-        raise
+class Stream(Iterator[Vectors]):
+    """Batches of vectors, in order. An error takes its batch's place; the next one comes after it.
+
+    Args:
+        batches: what `ahead` gives.
+    """
+
+    def __init__(self, batches: Generator[tuple[int, Future[Vectors]]]) -> None:
+        self._batches = batches
+
+    def __next__(self) -> Vectors:
+        place, batch = next(self._batches)
+        with self._ending(place):
+            return batch.result()
+
+    def close(self) -> None:
+        """Cancel what is under way."""
+        self._batches.close()
+
+    @contextmanager
+    def _ending(self, place: int) -> Iterator[None]:
+        """Say where a failed batch began; stop when the wait itself is ended."""
+        try:
+            yield
+        except Qwen3EmbeddingsError as error:
+            error.add_note(f"Positions count from text {place} of the stream.")
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+
+class AsyncStream(AsyncIterator[Vectors]):
+    """`Stream` for coroutines."""
+
+    def __init__(self, batches: Generator[tuple[int, Future[Vectors]]]) -> None:
+        self._stream = Stream(batches)
+
+    async def __anext__(self) -> Vectors:
+        place, batch = next(self._stream._batches, (0, None))
+        if batch is None:
+            raise StopAsyncIteration
+        with self._stream._ending(place):
+            return await asyncio.wrap_future(batch)
+
+    async def aclose(self) -> None:
+        """Cancel what is under way."""
+        self._stream.close()

@@ -50,7 +50,7 @@ class Engine(Protocol):
     async def start(self) -> Served:
         """Start or reach the engine once; later calls answer at once."""
 
-    async def tokenize(self, texts: list[str]) -> list[list[int]]:
+    async def tokenize(self, texts: list[str], urgent: bool = False) -> list[list[int]]:
         """Token ids of each text, the end token included, whatever their number."""
 
     async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:

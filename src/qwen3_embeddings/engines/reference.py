@@ -63,7 +63,7 @@ class ReferenceEngine:
             self._served = Served("reference", self.model, size, size, model.context)
         return self._served
 
-    async def tokenize(self, texts: list[str]) -> list[list[int]]:
+    async def tokenize(self, texts: list[str], urgent: bool = False) -> list[list[int]]:
         """Token ids of each text, end token included."""
         await self.start()
         return await asyncio.to_thread(self._token_ids, texts)

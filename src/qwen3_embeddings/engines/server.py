@@ -12,9 +12,9 @@ import re
 import ssl
 import unicodedata
 from collections import defaultdict
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from qwen3_embeddings.errors import (
     DimensionsError,
     ModelNotFoundError,
     Qwen3EmbeddingsError,
+    ServerBusyError,
+    ServerError,
     ServerRefusedError,
     ServerResponseError,
     TextError,
@@ -37,7 +39,9 @@ from qwen3_embeddings.matryoshka import Vectors
 from qwen3_embeddings.secret import Secret
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
+_ABOUT_A_TEXT = frozenset({400, 413, 422})  # statuses of a refusal that one text can cause
 GATHER_SECONDS = 0.001
 """How long a chunk waits for others to share its request."""
 QUERIES_A_REQUEST = 16
@@ -125,15 +129,11 @@ class ServerEngine:
         if self._served is None:
             if self._learning is None or self._learning.done():
                 self._learning = self._spawn(self._learn())
-            try:  # one attempt for all that wait, which outlives the first of them
-                return await asyncio.shield(self._learning)
-            except asyncio.CancelledError:
-                if self._connection.closed:
-                    raise closed_error() from None
-                raise
+            # One attempt for all that wait, which outlives the first of them.
+            return await self._until_closed(asyncio.shield(self._learning))
         return self._served
 
-    async def tokenize(self, texts: list[str]) -> list[list[int]]:
+    async def tokenize(self, texts: list[str], urgent: bool = False) -> list[list[int]]:
         """Token ids from ``/tokenize``, which stands beside the API root.
 
         vLLM and llama.cpp have such a route, with other names for the same two fields; each
@@ -147,10 +147,13 @@ class ServerEngine:
             body = {"model": served.model, "prompt": text, "add_special_tokens": True}
             body |= {"content": _composed(text), "add_special": True}
             async with free:
-                answer = await self._connection.post(url, body, patient=True)
+                answer = await self._connection.post(url, body, patient=not urgent)
             return wire.read_tokens(answer.content)
 
-        return list(await asyncio.gather(*map(one, texts)))
+        async def every() -> list[list[int]]:
+            return list(await asyncio.gather(*map(one, texts)))
+
+        return await self._until_closed(self._spawn(every()))
 
     async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
         """One vector a prompt, in order."""
@@ -196,6 +199,15 @@ class ServerEngine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _until_closed(self, work: Awaitable[T]) -> T:
+        """What `work` gives, or the error of a closed embedder when `close` cancelled it."""
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self._connection.closed:
+                raise closed_error() from None
+            raise
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """A task that `close` cancels, and whose error somebody has always seen."""
@@ -252,13 +264,17 @@ class ServerEngine:
             return
         try:
             _hand_out(group, await self._request(self._name, prompts, dimensions, urgent))
-        except (ServerRefusedError, TextTooLongError) as error:
-            _blame_of_a_text(error)
-            for waiting in group:  # the refused one must not take the others with it
-                try:
-                    await self._deliver([waiting], dimensions, urgent)
-                except Qwen3EmbeddingsError as failure:
-                    _fail([waiting], failure)
+        except (TextTooLongError, ServerError) as error:
+            if not _may_be_one_callers(error):
+                raise
+            await asyncio.gather(*(self._deliver_alone(one, dimensions, urgent) for one in group))
+
+    async def _deliver_alone(self, one: _Waiting, dimensions: int | None, urgent: bool) -> None:
+        """Send one caller's prompts again, so that the one who failed takes nobody along."""
+        try:
+            await self._deliver([one], dimensions, urgent)
+        except Qwen3EmbeddingsError as error:
+            _fail([one], error)
 
     async def _request_halving(
         self, prompts: list[Prompt], dimensions: int | None, urgent: bool
@@ -419,11 +435,20 @@ def _not_served(base_url: str, names: list[str], model: str | None) -> ModelNotF
     )
 
 
+def _may_be_one_callers(error: TextTooLongError | ServerError) -> bool:
+    """Whether the prompts of one caller can have failed a request that several shared."""
+    if isinstance(error, ServerBusyError):
+        return error.status == 500
+    if isinstance(error, ServerRefusedError):
+        return error.status in _ABOUT_A_TEXT
+    return isinstance(error, (TextTooLongError, ServerResponseError))
+
+
 def _blame_of_a_text(error: ServerRefusedError | TextTooLongError) -> TextError:
     """A refusal as one of a single text's; raised again when no text can be the cause."""
     if isinstance(error, TextTooLongError):
         return error
-    if error.status not in {400, 413, 422}:
+    if error.status not in _ABOUT_A_TEXT:
         raise error
     return TextRefusedError(str(error))
 

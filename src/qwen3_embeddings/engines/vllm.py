@@ -137,7 +137,7 @@ class VLLMEngine:
         """Start the engine's thread, or another one after a death; say what it serves."""
         return await asyncio.shield(asyncio.wrap_future(self._running().ready))
 
-    async def tokenize(self, texts: list[str]) -> list[list[int]]:
+    async def tokenize(self, texts: list[str], urgent: bool = False) -> list[list[int]]:
         """Token ids of each text, end token included."""
         thread = self._running()
         await self.start()
@@ -189,6 +189,7 @@ class _EngineThread(threading.Thread):
         self._jobs: set[_Job] = set()  # taken from the inbox and not answered
         self._lines: dict[bool, deque[_Job]] = {True: deque(), False: deque()}  # by `urgent`
         self._mixed_until = 0.0
+        self._held = 0  # tokens of the prompts the core has been given and not answered
         self._rows: dict[str, tuple[_Job, int]] = {}  # by request: whose row it is
         self._ids = itertools.count()
         self._gate = threading.Lock()
@@ -293,19 +294,22 @@ class _EngineThread(threading.Thread):
                     self._mixed_until = time.monotonic() + MIXED_SECONDS
 
     def _fill(self, core: Any) -> None:
-        """Give the core what its next step should hold: queries, then documents."""
+        """Give the core what its next step should hold: queries, then documents.
+
+        What it still holds counts (texts longer than a step, steps under way): a query would wait
+        behind that. Queries may come on top of it.
+        """
         tokens, texts = self._built.step_tokens, self._built.step_texts
         if self._lines[False] and time.monotonic() < self._mixed_until:
             tokens = min(tokens, MIXED_TOKENS)  # a query waits for the steps under way
-        room = tokens
-        for line in (self._lines[True], self._lines[False]):
+        for urgent, line in self._lines.items():
+            most = tokens * (self._built.steps + urgent)
             while line and texts:
                 job = line[0]
                 ids = job.prompts[len(job.request_ids)]
-                if len(ids) > room and room < tokens:
-                    return
+                if self._held and self._held + len(ids) > most:
+                    break
                 self._add(core, job, ids)
-                room -= len(ids)
                 texts -= 1
                 if len(job.request_ids) == len(job.prompts):
                     line.popleft()
@@ -314,13 +318,18 @@ class _EngineThread(threading.Thread):
         request_id = str(next(self._ids))
         self._rows[request_id] = (job, len(job.request_ids))
         job.request_ids.append(request_id)
+        self._held += len(ids)
         core.add_request(self._built.request(request_id, ids))
 
     def _drop(self, core: Any, job: _Job) -> None:
         self._jobs.discard(job)
         with contextlib.suppress(ValueError):
             self._lines[job.urgent].remove(job)
-        unfinished = [i for i in job.request_ids if self._rows.pop(i, None) is not None]
+        unfinished = []
+        for request_id, ids in zip(job.request_ids, job.prompts, strict=False):
+            if self._rows.pop(request_id, None) is not None:
+                unfinished.append(request_id)
+                self._held -= len(ids)
         if unfinished:
             core.abort_requests(unfinished)
 
@@ -328,6 +337,7 @@ class _EngineThread(threading.Thread):
         job, row = self._rows.pop(output.request_id, (None, 0))
         if job is None:
             return
+        self._held -= len(job.prompts[row])
         job.rows[row] = output.pooling_output
         job.missing -= 1
         if not job.missing:
@@ -374,12 +384,13 @@ def _forget_frames(error: BaseException) -> None:
 
 @dataclass(frozen=True)
 class _Built:
-    """A started core's sizes, and what turns texts into its requests."""
+    """A started core's sizes (of a step, and steps under way), and what makes its requests."""
 
     served: Served
     tokenizer: Tokenizer
     step_tokens: int
     step_texts: int
+    steps: int
     request: Callable[[str, list[int]], Any]
 
 
@@ -428,6 +439,7 @@ def _build(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Any, _
         tokenizer=tokenizer,
         step_tokens=scheduler.max_num_batched_tokens,
         step_texts=max(1, scheduler.max_num_seqs // config.max_concurrent_batches),
+        steps=config.max_concurrent_batches,
         request=_request_maker(config.model_config),
     )
 
