@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from unicodedata import normalize
 
 import httpx
 import numpy as np
@@ -22,6 +25,10 @@ from qwen3_embeddings import Embedder, Finding, Report
 from qwen3_embeddings.cli import main
 from qwen3_embeddings.doctor import checks
 from qwen3_embeddings.doctor.examine import CHECKS
+from qwen3_embeddings.engines.base import Engine, Prompt
+from qwen3_embeddings.engines.reference import ReferenceEngine
+from qwen3_embeddings.errors import TextTooLongError
+from qwen3_embeddings.matryoshka import Vectors
 from qwen3_embeddings.testing import write_checkpoint
 
 ALL = {"reachable", *CHECKS}
@@ -149,7 +156,7 @@ def stand_before(tokenizer: dict[str, Any]) -> None:
     ("change", "said"),
     [
         (flatten_newlines, "newlines become spaces"),
-        (strip_and_lower, "outer white space is stripped; case is folded"),
+        (strip_and_lower, "white space at the end is stripped; case is folded"),
     ],
 )
 def test_text_that_is_altered(
@@ -202,6 +209,132 @@ def test_weights_that_give_nan(checkpoint: str, tmp_path: Path) -> None:
     report = examine_in_process(tmp_path)
     assert "finite" in named(report, "failure"), report
     assert "🙂" in finding(report, "finite").message
+
+
+# The checks by themselves, on the reference engine: what a server may do to texts and rows.
+
+
+DEMO = Path(__file__).parents[1] / "models/demo/qwen3_embeddings_demo_model/checkpoint"
+
+
+class Altering(ReferenceEngine):
+    """The reference, behind something that alters texts, token ids or rows."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        text: Callable[[str], str] = str,
+        cut: slice = slice(None),
+        row: Callable[[Vectors], Vectors] = np.asarray,
+    ) -> None:
+        super().__init__(model, dtype="float32")
+        self.text, self.cut, self.row = text, cut, row
+
+    async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
+        texts = [self.text(prompt) for prompt in prompts if isinstance(prompt, str)]
+        if len(texts) < len(prompts):
+            return self.row(await super().embed(prompts, dimensions, urgent))
+        ids: list[Prompt] = []
+        for tokens in await self.tokenize(texts):
+            ids.append([*tokens[:-1][self.cut], tokens[-1]])
+        return self.row(await super().embed(ids, dimensions, urgent))
+
+
+async def subject_of(engine: Engine) -> checks.Subject:
+    return checks.Subject(engine, await engine.start(), None, None, "", None)
+
+
+async def test_the_demo_model() -> None:
+    """Trained weights; a tokenizer that folds case and drops white space, as the finding says."""
+    subject = await subject_of(ReferenceEngine(str(DEMO), dtype="float32"))
+    assert (await checks.pooling(subject)).status == "ok"
+    found = await checks.unaltered(subject)
+    assert "white space at the end is stripped; case is folded" in found.message
+    assert "left out" not in found.message
+    assert "accents" not in found.message
+
+
+async def test_mean_pooling_of_trained_weights(tmp_path: Path) -> None:
+    shutil.copytree(DEMO, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "1_Pooling" / "config.json"
+    last = {"pooling_mode_lasttoken": False, "pooling_mode_mean_tokens": True}
+    file.write_text(json.dumps(json.loads(file.read_text()) | last))
+    found = await checks.pooling(await subject_of(ReferenceEngine(str(tmp_path), dtype="float32")))
+    assert found.status == "failure"
+    assert "the mean is pooled" in found.message
+
+
+@pytest.mark.parametrize("cut", [slice(512), slice(-512, None), slice(1700), slice(-1700, None)])
+async def test_a_server_that_cuts_inside_its_context(cut: slice, checkpoint: str) -> None:
+    found = await checks.context(await subject_of(Altering(checkpoint, cut=cut)))
+    assert found.status == "failure"
+    assert "a text of 2040 tokens is cut in silence" in found.message
+
+
+class Refusing(ReferenceEngine):
+    """The reference, refusing what is longer than 64 characters."""
+
+    async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
+        if any(len(prompt) > 64 for prompt in prompts):
+            raise TextTooLongError("over 64.")
+        return await super().embed(prompts, dimensions, urgent)
+
+
+async def test_a_server_that_refuses_what_it_promises(checkpoint: str) -> None:
+    subject = await subject_of(Refusing(checkpoint, dtype="float32"))
+    assert (await checks.context(subject)).status == "warning"
+    untold = replace(subject, served=replace(subject.served, context=None))
+    assert (await checks.context(untold)).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (str.rstrip, "white space at the end"),
+        (str.lstrip, "white space at the start"),
+        (lambda text: normalize("NFKC", text), "NFKC"),
+        (lambda text: text.replace("é", "e"), "accents"),
+        (lambda text: text.expandtabs(1), "tabs"),
+        (lambda text: text.replace("a\n\n", "a\n"), "blank lines"),
+        (lambda text: text.replace("🙂", ""), "emoji"),
+    ],
+)
+async def test_what_alters_texts(text: Callable[[str], str], said: str, checkpoint: str) -> None:
+    found = await checks.unaltered(await subject_of(Altering(checkpoint, text=text)))
+    assert found.status == "failure"
+    assert said in found.message
+    assert ";" not in found.message  # and nothing else
+
+
+@pytest.mark.parametrize("row", [np.sign, lambda rows: np.round(rows, 2)], ids=["signs", "rounded"])
+async def test_rows_of_few_numbers(row: Callable[[Vectors], Vectors], checkpoint: str) -> None:
+    found = await checks.precision(await subject_of(Altering(checkpoint, row=row)))
+    assert found.status == "warning"
+
+
+async def test_metrics_that_are_no_http(server: RunningServer) -> None:
+    """Neither an answer that is no HTTP nor one that never ends stops the examination."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"GET /trickle"):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
+            with suppress(ConnectionError):
+                while True:
+                    writer.write(b"x")
+                    await writer.drain()
+                    await asyncio.sleep(0.05)
+        writer.write(b"HTTP/9 what\r\n\r\n")
+        writer.close()
+
+    listener = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    async with Embedder(base_url=server.base_url, api_key=server.api_key, timeout=0.5) as remote:
+        connection = remote._lease.engine.connection  # type: ignore[attr-defined]
+        assert not await connection.answers_strangers(url + "/metrics", None)
+        assert not await connection.answers_strangers(url + "/trickle", None)
+    listener.close()
 
 
 # Servers, started wrongly.

@@ -36,6 +36,12 @@ IDENTICAL = 1e-6
 QUANTISED = 5e-2
 """1 - cosine up to which a difference can be explained by quantised weights."""
 
+LONG = 8192
+"""Tokens of the longest text sent to see that a text within the context is read whole."""
+
+FEW = 256
+"""Different numbers in all rows together that eight bits can hold; bfloat16 gives over 1000."""
+
 PUBLISHED = {
     "0.6b": ((0.7645568, 0.1414251), (0.1354974, 0.5999550)),
     "4b": ((0.7534, 0.1147), (0.0320, 0.6258)),
@@ -148,23 +154,51 @@ async def model(subject: Subject) -> Finding:
 
 
 async def context(subject: Subject) -> Finding:
-    """A text over the context is refused, not cut in silence."""
-    digits = "1" * (subject.context + 8)  # a digit is a token
+    """A text within the context is read whole, and one over it is refused, not cut in silence."""
+    limit = subject.context
+    inside = max(2, min(limit - 8, LONG))
     try:
-        one = await subject.rows(digits)
-        other = await subject.rows(digits + " and something else at the end")
-    except (TextTooLongError, ServerRefusedError):
-        return Finding("context", "ok", f"a text over {subject.context} tokens is refused")
-    if distance(one, other) > IDENTICAL:
-        return Finding("context", "ok", f"takes texts of more than {subject.context} tokens")
+        fault = "" if await _reads_whole(subject, inside) else f"a text of {inside} tokens"
+    except (TextTooLongError, ServerRefusedError) as error:
+        if subject.served.context is None:
+            return Finding("context", "ok", f"a text of {inside} tokens is refused")
+        return Finding(
+            "context",
+            "warning",
+            f"a text of {inside} tokens is refused, with a context of {limit}: {error}",
+            "overflow='truncate' and 'mean' cut texts to the context told, and are refused too.",
+            "Let the server take what its context promises (llama.cpp: --batch-size and "
+            "--ubatch-size as large as --ctx-size).",
+        )
+    said = f"a text of {inside} tokens is read whole; "
+    if not fault:
+        try:
+            if await _reads_whole(subject, limit + 8):
+                said += f"texts of more than {limit} tokens are taken"
+                return Finding("context", "ok", said)
+            fault = f"a text over {limit} tokens"
+        except (TextTooLongError, ServerRefusedError):
+            return Finding("context", "ok", said + f"one over {limit} is refused")
     return Finding(
         "context",
         "failure",
-        f"a text over {subject.context} tokens is cut in silence",
-        "The end of long texts cannot be found, and overflow='error' does not notice.",
+        f"{fault} is cut in silence",
+        "What is cut off cannot be found, and overflow='error' does not notice.",
         "Switch the server's truncation off (TEI: no --auto-truncate; vLLM: no "
         "truncate_prompt_tokens); or split texts before they are sent.",
     )
+
+
+async def _reads_whole(subject: Subject, tokens: int) -> bool:
+    """Whether the first and the last eighth of a text both count.
+
+    Less than an eighth moves the vector of a long text too little to be told from noise.
+    """
+    part = max(1, tokens // 8)
+    rest = "1" * (tokens - part)  # a digit is a token
+    whole = await subject.rows("1" * part + rest)
+    ends = [await subject.rows(text) for text in ("2" * part + rest, rest + "2" * part)]
+    return all(distance(whole, end) > IDENTICAL for end in ends)
 
 
 async def finite(subject: Subject) -> Finding:
@@ -196,6 +230,22 @@ async def unit_length(subject: Subject) -> Finding:
         f"rows have length {lengths.min():.3g} to {lengths.max():.3g}; normalised here",
         "Other clients of it rank by length, where their index uses the dot product.",
         "vLLM: no use_activation=false in --pooler-config; llama.cpp: --embd-normalize 2.",
+    )
+
+
+async def precision(subject: Subject) -> Finding:
+    """Rows hold more than a few different numbers."""
+    rows = await subject.rows(*TEXTS)
+    different = len(np.unique(rows))
+    said = f"{rows.size} numbers, {different} of them different"
+    if different > min(FEW, rows.size // 4):
+        return Finding("precision", "ok", said)
+    return Finding(
+        "precision",
+        "warning",
+        f"{said}: vectors are rounded, or hold signs only",
+        "Texts close to each other cannot be ranked; do not mix these vectors with others.",
+        "Have the server or the gateway return float32, not int8 or binary vectors.",
     )
 
 
@@ -269,7 +319,7 @@ async def pooling(subject: Subject) -> Finding:
         said = "texts with the same first token have one vector: the first token is pooled (CLS)"
         return Finding("pooling", "failure", said, effect, remedy)
     one, other = 16, 17  # any two tokens of the vocabulary; these are byte-level "1" and "2"
-    run = min(255, subject.context - 1)
+    run = min(31, subject.context - 1)  # more would dilute the last token of trained weights too
     try:
         moved = await subject.distance([one], [one] * run + [other])
     except ServerRefusedError as error:
@@ -297,8 +347,14 @@ async def unaltered(subject: Subject) -> Finding:
         "newlines are dropped": (query, query.replace("\n", "")),
         "a space is put after 'Query:'": (query, query.replace("Query:", "Query: ")),
         "spaces are squeezed": ("a  b", "a b"),
-        "outer white space is stripped": ("  gravity \n", "gravity"),
+        "blank lines are dropped": ("a\n\nb", "a\nb"),
+        "tabs become spaces": ("a\tb", "a b"),
+        "white space at the start is stripped": ("\n gravity", "gravity"),
+        "white space at the end is stripped": ("gravity\n", "gravity"),
         "case is folded": ("Gravity", "gravity"),
+        "accents are dropped": ("é", "e"),
+        "wide letters become narrow (NFKC)": ("\uff21", "A"),
+        "emoji are dropped": ("a🙂", "a"),
     }
     seen = [
         said

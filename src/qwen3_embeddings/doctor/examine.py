@@ -14,6 +14,7 @@ CHECKS: dict[str, Callable[[Subject], Awaitable[Finding]]] = {
     "model": checks.model,
     "finite": checks.finite,
     "unit length": checks.unit_length,
+    "precision": checks.precision,
     "repeatable": checks.repeatable,
     "batch": checks.batch,
     "end token": checks.end_token,
@@ -48,7 +49,9 @@ async def examine(
     findings = [Finding("reachable", "ok", f"{served.engine} engine, {served.model}")]
     for name, check in CHECKS.items():
         pooled = any(f.check == "pooling" and f.status == "failure" for f in findings)
-        if name == "unaltered" and pooled:  # vectors of the first token show no later change
+        if (
+            name in {"unaltered", "context"} and pooled
+        ):  # vectors of the first token show no later change
             findings.append(Finding(name, "skipped", "cannot be told before pooling is mended"))
             continue
         try:

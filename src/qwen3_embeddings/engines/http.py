@@ -147,9 +147,11 @@ class Connection:
         import httpx
 
         async with _client({}, self.timeout, self._verify) as stranger:
+            method = "GET" if body is None else "POST"
             try:
-                answer = await stranger.request("GET" if body is None else "POST", url, json=body)
-            except (httpx.HTTPError, aiohttp.ClientError):
+                async with asyncio.timeout(self.timeout):
+                    answer = await stranger.request(method, url, json=body)
+            except (TimeoutError, httpx.HTTPError, aiohttp.ClientError):
                 return False
             return answer.status_code in {200, 400, 422}
 
