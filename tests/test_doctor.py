@@ -27,6 +27,7 @@ from qwen3_embeddings.doctor import checks
 from qwen3_embeddings.doctor.examine import CHECKS
 from qwen3_embeddings.engines.base import Engine, Prompt
 from qwen3_embeddings.engines.reference import ReferenceEngine
+from qwen3_embeddings.engines.server import ServerEngine
 from qwen3_embeddings.errors import TextTooLongError
 from qwen3_embeddings.matryoshka import Vectors
 from qwen3_embeddings.testing import write_checkpoint
@@ -313,27 +314,33 @@ async def test_rows_of_few_numbers(row: Callable[[Vectors], Vectors], checkpoint
     assert found.status == "warning"
 
 
-async def test_metrics_that_are_no_http(server: RunningServer) -> None:
-    """Neither an answer that is no HTTP nor one that never ends stops the examination."""
+async def test_metrics_that_are_no_http() -> None:
+    """Neither an answer that is no HTTP nor one that takes too long stops the examination."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        if head.startswith(b"GET /trickle"):
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
-            with suppress(ConnectionError):
-                while True:
+        handlers.append(asyncio.current_task())
+        with suppress(ConnectionError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            if head.startswith(b"GET /trickle"):
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\n")
+                for _ in range(40):
                     writer.write(b"x")
                     await writer.drain()
                     await asyncio.sleep(0.05)
-        writer.write(b"HTTP/9 what\r\n\r\n")
+            else:
+                writer.write(b"HTTP/9 what\r\n\r\n")
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
+    handlers: list[Any] = []
     listener = await asyncio.start_server(answer, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    async with Embedder(base_url=server.base_url, api_key=server.api_key, timeout=0.5) as remote:
-        connection = remote._lease.engine.connection  # type: ignore[attr-defined]
-        assert not await connection.answers_strangers(url + "/metrics", None)
-        assert not await connection.answers_strangers(url + "/trickle", None)
+    engine = ServerEngine(url, timeout=0.5)
+    assert not await engine.connection.answers_strangers(url + "/metrics", None)
+    assert not await engine.connection.answers_strangers(url + "/trickle", None)
+    await engine.close()
+    await asyncio.gather(*handlers)
     listener.close()
 
 
