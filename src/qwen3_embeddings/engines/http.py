@@ -162,11 +162,15 @@ class Connection:
     def check(self, answer: httpx.Response, body: Mapping[str, Any] | None = None) -> None:
         """Raise the typed error of a status other than 200, without the texts of the `body`."""
         if answer.status_code != 200:
-            said = _message(answer)
-            sent = body.get("input") or [body.get("prompt")] if body else []
-            quoted = [text for text in sent if isinstance(text, str)]
-            told = hide_texts(self._hide(said), quoted)
-            raise _status_error(answer.status_code, str(answer.request.url), said, told)
+            raise self._refusal(answer, body or {})
+
+    def _refusal(self, answer: httpx.Response, body: Mapping[str, Any]) -> Qwen3EmbeddingsError:
+        """Made apart from where it is raised: what was said is no variable of the traceback."""
+        said = _message(answer)
+        sent = body.get("input") or [body.get("prompt")]
+        quoted = [text for text in sent if isinstance(text, str)]
+        told = hide_texts(self._hide(said), quoted)
+        return _status_error(answer.status_code, str(answer.request.url), said, told)
 
     async def _attempt(
         self, method: str, url: str, body: dict[str, Any] | None
