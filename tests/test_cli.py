@@ -135,3 +135,31 @@ def test_bench_measures_and_writes(
         assert 0 < loop["p50_ms"] <= loop["p99_ms"]
     lines = capsys.readouterr().out.splitlines()
     assert sum("texts/s" in line for line in lines) == 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--clients", "0"],
+        ["--seconds", "0"],
+        ["--seconds", "nan"],
+        ["--texts", "-3"],
+        ["--words", "5", "0"],
+        ["--texts", "many"],
+    ],
+)
+def test_bench_refuses_what_cannot_be_measured(
+    wrong: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", *wrong])
+    assert stop.value.code == 2
+    assert "or more" in capsys.readouterr().err
+
+
+def test_bench_finds_out_first_that_it_cannot_write(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """There is no model to measure either."""
+    assert main(["bench", "--model", "nobody/nothing", "--json", str(tmp_path)]) == 1
+    assert "cannot be written" in capsys.readouterr().err

@@ -630,6 +630,73 @@ def test_no_error_quotes_the_key(fake: FakeServer) -> None:
     assert "hidden" not in str(refused.value)
 
 
+def test_an_error_is_told_by_what_was_said_before_headers_are_hidden(fake: FakeServer) -> None:
+    tenant = {"X-Tenant": "a", "X-Api-Key": "m", "X-Team": "blue-team"}
+    embedder = embedder_of(fake, default_headers=tenant)
+    fake.answer = lambda _: refuse(400, "over the maximum context length of blue-team")
+    with pytest.raises(TextTooLongError, match=r"over the \*+axi\*+u\*+ ") as caught:
+        embedder.encode_query(["a"])
+    assert "blue-team" not in str(caught.value)
+
+
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("variable", "url"),
+    [
+        ("HTTP_PROXY", "http://h.test/v1"),
+        ("HTTPS_PROXY", "https://h.test/v1"),
+        ("ALL_PROXY", "https://h.test/v1"),
+    ],
+)
+def test_a_socks_proxy_is_refused(variable: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_proxies(monkeypatch)
+    monkeypatch.setenv(variable, "socks5://127.0.0.1:9")
+    with pytest.raises(ConfigurationError, match="NO_PROXY"):
+        Embedder(base_url=url)
+    monkeypatch.setenv("NO_PROXY", ".h.test")  # leaves out h.test for httpx
+    with Embedder(base_url=url, max_retries=0) as embedder:
+        with pytest.raises(ServerConnectionError) as caught:
+            embedder.start()
+        assert "ProxyError" not in str(caught.value)
+
+
+def test_a_proxy_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_proxies(monkeypatch)
+    monkeypatch.setenv("HTTP_PROXY", "ftp://127.0.0.1:9")
+    with pytest.raises(ConfigurationError, match="HTTP_PROXY"):
+        Embedder(base_url=URL)
+
+
+def test_what_a_proxy_does_is_told_from_what_the_server_does(
+    fake: FakeServer,
+) -> None:
+    embedder = embedder_of(fake)
+    fake.answer = lambda _: httpx.Response(407, text="who are you?")
+    with pytest.raises(AuthenticationError, match="the proxy named in HTTP_PROXY/HTTPS_PROXY"):
+        embedder.encode_query(["a"])
+
+
+def test_a_proxy_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_proxies(monkeypatch)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with (
+        Embedder(base_url=URL, max_retries=0) as embedder,
+        pytest.raises(ServerConnectionError, match="the proxy named in HTTP_PROXY/HTTPS_PROXY"),
+    ):
+        embedder.start()
+
+
+def test_authorities_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
+    with pytest.raises(ConfigurationError, match="SSL_CERT_FILE='/nonexistent'"):
+        Embedder(base_url=URL)
+
+
 @pytest.mark.parametrize("url", ["http://h:99999/v1", "http://h/v1?key=sk-1", "http://u:pw@h/v1"])
 def test_a_url_that_cannot_work_or_tells_secrets_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:

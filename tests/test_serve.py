@@ -80,6 +80,11 @@ def test_a_flag_of_vllm_replaces_ours(checkpoint: str, capsys: pytest.CaptureFix
     words = printed(capsys, checkpoint, "--quantization", "fp8", "--max-num-batched-tokens", "99")
     assert value(words, "--quantization") == "fp8"
     assert value(words, "--max-num-batched-tokens") == "99"
+    assert main(["serve", checkpoint, "--print", "--", "--quantization", "fp8"]) == 0
+    words = shlex.split(capsys.readouterr().out.replace("\\\n", ""))
+    assert (value(words, "--quantization"), "--" in words) == ("fp8", False)
+    words = printed(capsys, checkpoint, "--served-model-name", "port")
+    assert value(words, "--port") == "8000", "a value is no option"
 
 
 @pytest.mark.parametrize(
@@ -87,13 +92,19 @@ def test_a_flag_of_vllm_replaces_ours(checkpoint: str, capsys: pytest.CaptureFix
     [
         (["nobody/nothing"], "neither one of"),
         (["Qwen/Qwen3-Embedding-0.6B", "--dimensions", "2000"], "32 to 1024"),
+        (["some/model", "--dimensions", "64", "--pooler-config", "{}"], "one of them"),
+        (["some/model", "--api-key", KEY], "QWEN3_EMBEDDINGS_API_KEY"),
+        (["some/model", "--api_key=" + KEY], "QWEN3_EMBEDDINGS_API_KEY"),
+        (["some/model", "--port", "99999"], "1 to 65535"),
     ],
 )
 def test_what_cannot_be_served(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", *arguments, "--print"]) == 1
-    assert said in capsys.readouterr().err
+    written = capsys.readouterr()
+    assert said in written.err
+    assert KEY not in written.err + written.out
 
 
 @pytest.mark.parametrize("arguments", [[], ["some/model", "--dtype", "float16"]])
@@ -135,6 +146,17 @@ def test_nothing_outlives_the_server(then: str, code: int) -> None:
             code = 128 + signal.SIGTERM
         assert process.wait(60) == code
     assert gone(engine)
+
+
+def test_a_server_started_with_nohup_stays_at_a_logout() -> None:
+    logout = "import os, signal, sys, time; os.kill(os.getppid(), signal.SIGHUP); " \
+             "time.sleep(2); sys.exit(3)"  # fmt: skip
+    run = f"import os, signal, sys; from qwen3_embeddings.serve import supervise; " \
+          f"signal.signal(signal.SIGHUP, signal.{{}}); " \
+          f"sys.exit(supervise([sys.executable, '-c', {logout!r}], os.environ))"  # fmt: skip
+    for disposition, code in [("SIG_IGN", 3), ("SIG_DFL", 128 + signal.SIGTERM)]:
+        done = subprocess.run([sys.executable, "-c", run.format(disposition)], check=False)
+        assert done.returncode == code
 
 
 def gone(pid: int) -> bool:

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import math
 import pydoc
 import random
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 
 from qwen3_embeddings.embedder import Embedder
 from qwen3_embeddings.engines.shared import KINDS
+from qwen3_embeddings.errors import ConfigurationError
 from qwen3_embeddings.models import MIN_DIMENSIONS
 
 Query = Callable[[str], Awaitable[Any]]
@@ -41,16 +43,40 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     option("--dimensions", type=int, help=f"Matryoshka size, {MIN_DIMENSIONS} to native (native)")
     option("--engine", choices=sorted(KINDS), help="what runs the model")
     option("--dtype", default="auto", help="auto, bfloat16 or float32 (auto)")
-    option("--words", type=int, nargs="+", default=[20, 80, 330], help="words a text (20 80 330)")
-    option("--texts", type=int, default=2048, help="texts a measurement (2048)")
-    option("--clients", type=int, nargs="+", default=[1, 16, 64], help="(1 16 64)")
-    option("--seconds", type=float, default=5.0, help="seconds a number of clients is measured (5)")
+    count = _at_least(1, int)
+    option("--words", type=count, nargs="+", default=[20, 80, 330], help="words a text (20 80 330)")
+    option("--texts", type=count, default=2048, help="texts a measurement (2048)")
+    option("--clients", type=count, nargs="+", default=[1, 16, 64], help="(1 16 64)")
+    option("--seconds", type=_at_least(0.1, float), default=5.0,
+           help="seconds a number of clients is measured (5)")  # fmt: skip
     option("--json", metavar="FILE", help="write the figures there too; - for stdout alone")
     return parser
 
 
+def _at_least(least: float, kind: Callable[[str], float]) -> Callable[[str], float]:
+    """What argparse reads a number of at least so much with."""
+
+    def read(word: str) -> float:
+        try:
+            number = kind(word)
+        except ValueError:
+            number = math.nan
+        if not least <= number < math.inf:
+            raise argparse.ArgumentTypeError(f"{word!r} is not a number of {least} or more")
+        return number
+
+    return read
+
+
 def run(options: argparse.Namespace) -> int:
     """Measure and print."""
+    if options.json and options.json != "-":
+        try:  # before the measurement, which takes minutes; earlier figures stay till then
+            Path(options.json).open("a", encoding="utf-8").close()
+        except OSError as error:
+            raise ConfigurationError(
+                f"--json {options.json} cannot be written ({error.strerror}). Pass another file."
+            ) from error
     with Embedder(
         options.model,
         base_url=options.base_url,

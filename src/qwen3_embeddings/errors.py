@@ -205,7 +205,7 @@ class ServerTimeoutError(ServerError, TimeoutError):
 
 
 class AuthenticationError(ServerError, PermissionError):
-    """The server refused the key (401 or 403)."""
+    """The server refused the key (401 or 403), or a proxy its own (407)."""
 
 
 class ModelNotFoundError(ServerError, LookupError):

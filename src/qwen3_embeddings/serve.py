@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen3_embeddings import models
-from qwen3_embeddings.errors import MissingDependencyError
+from qwen3_embeddings.errors import ConfigurationError, MissingDependencyError
 from qwen3_embeddings.matryoshka import check_dimensions
 from qwen3_embeddings.models import MIN_DIMENSIONS
 from qwen3_embeddings.profiles import GIB, Device, engine_arguments, this_device
@@ -40,7 +40,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "other option is vLLM's and passed on, e.g. --quantization fp8, --data-parallel-size 2, "
         "--served-model-name NAME, --disable-log-stats. Clients need the key in "
         "QWEN3_EMBEDDINGS_API_KEY, if it is set.",
-        epilog="Stops on Ctrl-C or SIGTERM, and leaves no process behind.",
+        epilog="Stops on Ctrl-C or SIGTERM, and leaves no process behind. When this command itself "
+        "is killed (SIGKILL), Linux tells the server to stop; a vLLM that is still starting may be "
+        "deaf to it and live on.",
         allow_abbrev=False,
     )
     option = parser.add_argument
@@ -87,8 +89,22 @@ def server_flags(options: argparse.Namespace) -> list[str]:
     Raises:
         UnknownModelError: no such model, or not of the Qwen3-Embedding shape.
         DimensionsError: `dimensions` is out of range.
+        ConfigurationError: options that cannot be, or not together.
         MissingDependencyError: vLLM is not installed.
     """
+    if not 1 <= options.port <= 65535:
+        raise ConfigurationError(f"--port {options.port} is none. Pass 1 to 65535.")
+    passed = list(options.vllm_flags)
+    if "--" in passed:
+        passed.remove("--")
+    given = {_bare(word) for word in passed if word.startswith("--")}
+    if "api-key" in given:  # other users of a machine can read its command lines
+        raise ConfigurationError("--api-key would show the key. Set QWEN3_EMBEDDINGS_API_KEY.")
+    if options.dimensions is not None and "pooler-config" in given:
+        raise ConfigurationError(
+            "--dimensions is a part of --pooler-config. Pass one of them, such as "
+            f"--pooler-config '{{\"dimensions\": {options.dimensions}, …}}'."
+        )
     model = models.describe(options.model)
     arguments: dict[str, Any] = engine_arguments(model, options.dtype, _device(options))
     arguments |= {
@@ -105,10 +121,7 @@ def server_flags(options: argparse.Namespace) -> list[str]:
         size = check_dimensions(options.dimensions, model.dimensions)
         arguments["pooler_config"] = {"dimensions": size}
     mine = as_flags(arguments)
-    given = {_bare(flag) for flag in options.vllm_flags}
-    return [word for name, words in mine.items() if name not in given for word in words] + list(
-        options.vllm_flags
-    )
+    return [word for name, words in mine.items() if name not in given for word in words] + passed
 
 
 def _device(options: argparse.Namespace) -> Device:
@@ -198,8 +211,10 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
         server.terminate()
         signal.alarm(STOP_SECONDS)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
-        signal.signal(number, stop)
+    signal.signal(signal.SIGALRM, stop)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup wants it ignored
+            signal.signal(number, stop)
     try:
         code = server.wait()
     finally:

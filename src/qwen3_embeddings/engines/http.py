@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import math
+import os
 import random
 import re
 import ssl
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from qwen3_embeddings.engines import wire
 from qwen3_embeddings.errors import (
@@ -31,7 +33,7 @@ from qwen3_embeddings.errors import (
     ServerTimeoutError,
     TextTooLongError,
 )
-from qwen3_embeddings.secret import Secret, hide_texts
+from qwen3_embeddings.secret import Secret, hide_texts, shown
 
 if TYPE_CHECKING:
     import httpx
@@ -41,6 +43,7 @@ logger = logging.getLogger(__name__)
 _PASSING = frozenset({408, 429, 500})
 _DOWN = frozenset({502, 503, 504})  # what a proxy says while the server behind it restarts
 _Outlook = Literal["final", "passing", "down"]
+_PROXY = "the proxy named in HTTP_PROXY/HTTPS_PROXY"
 _TOO_LONG = re.compile(
     r"maximum context length|max_model_len|too long|too large|longer than the max|input_tokens"
     r"|exceed",
@@ -58,7 +61,8 @@ class Connection:
         max_retries: further attempts after what may pass: broken connections, 408, 429, 5xx.
         restart_timeout: seconds a patient request waits for a server that answered before and is
             down now; these attempts are not counted.
-        default_headers: sent with every request; their values are in no log or error either.
+        default_headers: sent with every request; secret values, and others of 8 characters and
+            more, are in no log or error either.
         verify: False, a CA file, or an `ssl.SSLContext`; True checks against certifi's CAs.
 
     Raises:
@@ -83,14 +87,16 @@ class Connection:
         self.restart_timeout = restart_timeout
         self._answered = False
         headers = _headers(api_key, default_headers)
-        self._hidden = [value.removeprefix("Bearer ") for value in headers.values()]
-        self._client = _client(headers, timeout, verify)
-        self._verify = verify
-
-    @property
-    def has_credentials(self) -> bool:
+        self.has_credentials = bool(headers)
         """Whether requests carry a key, or headers of the user's."""
-        return bool(self._hidden)
+        plain = shown(default_headers)
+        self._hidden = [
+            value.removeprefix("Bearer ")
+            for name, value in headers.items()
+            if name not in plain or len(value) >= 8  # shorter ones are parts of words
+        ]
+        self._client = _client(self.base_url, headers, timeout, verify)
+        self._verify = verify
 
     @property
     def closed(self) -> bool:
@@ -146,7 +152,7 @@ class Connection:
         import aiohttp
         import httpx
 
-        async with _client({}, self.timeout, self._verify) as stranger:
+        async with _client(self.base_url, {}, self.timeout, self._verify) as stranger:
             method = "GET" if body is None else "POST"
             try:
                 async with asyncio.timeout(self.timeout):
@@ -158,10 +164,15 @@ class Connection:
     def check(self, answer: httpx.Response, body: Mapping[str, Any] | None = None) -> None:
         """Raise the typed error of a status other than 200, without the texts of the `body`."""
         if answer.status_code != 200:
-            said = self._hide(_message(answer))
-            sent = body.get("input") or [body.get("prompt")] if body else []
-            shown = hide_texts(said, [text for text in sent if isinstance(text, str)])
-            raise _status_error(answer.status_code, str(answer.request.url), said, shown)
+            raise self._refusal(answer, body or {})
+
+    def _refusal(self, answer: httpx.Response, body: Mapping[str, Any]) -> Qwen3EmbeddingsError:
+        """Made apart from where it is raised: what was said is no variable of the traceback."""
+        said = _message(answer)
+        sent = body.get("input") or [body.get("prompt")]
+        quoted = [text for text in sent if isinstance(text, str)]
+        told = hide_texts(self._hide(said), quoted)
+        return _status_error(answer.status_code, str(answer.request.url), said, told)
 
     async def _attempt(
         self, method: str, url: str, body: dict[str, Any] | None
@@ -190,6 +201,7 @@ class Connection:
         return answer, "passing" if answer.status_code in _PASSING else "final"
 
     def _connection_error(self, error: Exception) -> ServerError:
+        import aiohttp
         import httpx
 
         late = (TimeoutError, httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout)
@@ -198,9 +210,13 @@ class Connection:
                 f"{self.base_url} did not answer within {self.timeout:g} s, "
                 f"{self.max_retries + 1} times. Raise timeout, or lower batch_size."
             )
+        way_out = "base_url, that the server runs, and for TLS pass verify='/path/to/ca.pem'."
+        proxy = (aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError)
+        if isinstance(error.__cause__, proxy):  # one of them has another's name in httpx
+            way_out = f"{_PROXY}, or set NO_PROXY for the host."
         return ServerConnectionError(
             f"cannot reach {self.base_url} ({type(error).__name__}: {self._hide(str(error))}). "
-            "Check base_url, that the server runs, and for TLS pass verify='/path/to/ca.pem'."
+            f"Check {way_out}"
         )
 
     def _hide(self, text: str) -> str:
@@ -265,8 +281,26 @@ def _headers(api_key: Secret | None, default_headers: Mapping[str, str | Secret]
     return headers
 
 
+def _mounts(base_url: str) -> dict[str, None]:
+    """What keeps httpx from a SOCKS proxy that NO_PROXY excludes; without it one is refused.
+
+    httpx-aiohttp speaks to it as to an HTTP proxy and sends it the key in plain text.
+    """
+    parts, proxies = urlsplit(base_url), getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
+    if not proxy.lower().startswith("socks"):
+        return {}
+    if not proxy_bypass(parts.hostname or ""):
+        raise ConfigurationError(
+            "SOCKS proxies are not supported, and HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names one. "
+            "Set NO_PROXY for the host or use an HTTP proxy."
+        )
+    # httpx reads NO_PROXY otherwise: for it ".example.com" leaves out example.com.
+    return dict.fromkeys(("http://", "https://", "all://"))
+
+
 def _client(
-    headers: dict[str, str], timeout: float, verify: bool | str | ssl.SSLContext
+    base_url: str, headers: dict[str, str], timeout: float, verify: bool | str | ssl.SSLContext
 ) -> httpx.AsyncClient:
     try:
         import httpx
@@ -276,23 +310,35 @@ def _client(
             f"httpx-aiohttp cannot be imported ({error}). Run pip install "
             "'qwen3-embeddings[server]'."
         ) from error
-    if isinstance(verify, str):
+    mounts = _mounts(base_url)
+    authorities = verify
+    if verify is True:
+        authorities = os.environ.get("SSL_CERT_FILE") or True
+    if isinstance(authorities, str):
         try:
-            verify = ssl.create_default_context(cafile=verify)
+            verify = ssl.create_default_context(cafile=authorities)
         except OSError as error:
+            name = "SSL_CERT_FILE" if verify is True else "verify"
             raise ConfigurationError(
-                f"verify={verify!r} cannot be read as CA certificates ({error}). Pass the path of "
-                "a PEM file, or True."
+                f"{name}={authorities!r} cannot be read as CA certificates ({error}). It is the "
+                "path of a PEM file; without SSL_CERT_FILE, verify=True takes certifi's."
             ) from error
     # httpx over aiohttp's connections: httpx's own take two to three times the processor time a
     # request (docs/performance.md).
     # Redirects are not followed: the key must not travel to a host nobody named.
-    return HttpxAiohttpClient(
-        headers=headers,
-        timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0), pool=None),
-        verify=verify,
-        limits=httpx.Limits(max_connections=0),
-    )
+    try:
+        return HttpxAiohttpClient(
+            headers=headers,
+            timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0), pool=None),
+            verify=verify,
+            limits=httpx.Limits(max_connections=0),
+            mounts=mounts,
+        )
+    except ValueError as error:
+        raise ConfigurationError(
+            f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used ({error}). Write "
+            "http://host:port, or unset it."
+        ) from error
 
 
 def _backoff(attempt: int) -> float:
@@ -314,35 +360,41 @@ def _retry_after(answer: httpx.Response) -> float | None:
     return min(max(seconds, 0.0), 60.0) if math.isfinite(seconds) else None
 
 
-def _status_error(status: int, url: str, said: str, shown: str) -> Qwen3EmbeddingsError:
-    """The typed error of a status other than 200, by what was said, with what may be shown."""
+def _status_error(status: int, url: str, said: str, told: str) -> Qwen3EmbeddingsError:
+    """The typed error of a status other than 200, by what was said, with what may be told."""
+    if status == 407:
+        return AuthenticationError(
+            f"{_PROXY} refused the request ({status}: {told}). Write its user and password there, "
+            "http://user:password@host:port, or set NO_PROXY for the server's host.",
+            status,
+        )
     if status in {401, 403}:
         return AuthenticationError(
-            f"{url} refused the key ({status}: {shown}). Pass api_key=… or set "
+            f"{url} refused the key ({status}: {told}). Pass api_key=… or set "
             "QWEN3_EMBEDDINGS_API_KEY; a pickle or dump holds neither key nor secret headers.",
             status,
         )
     if status == 404 and "model" in said.lower():
-        return ModelNotFoundError(f"{url}: {shown} Leave model out to use the served one.", status)
+        return ModelNotFoundError(f"{url}: {told} Leave model out to use the served one.", status)
     if status in {400, 413, 422} and _TOO_LONG.search(said):
         return TextTooLongError(
-            f"over the server's context ({shown}). Pass overflow='truncate' or overflow='mean', or "
+            f"over the server's context ({told}). Pass overflow='truncate' or overflow='mean', or "
             "split the text."
         )
     if status in _PASSING or status >= 500:
         return ServerBusyError(
-            f"{url} stayed unavailable through every retry ({status}: {shown}). Try later, lower "
+            f"{url} stayed unavailable through every retry ({status}: {told}). Try later, lower "
             "max_concurrency, or look into the server's log.",
             status,
         )
     if status in {404, 405} or 300 <= status < 400:
         return ServerResponseError(
-            f"{url} is not an embeddings route ({status}: {shown}). Check that base_url is the "
+            f"{url} is not an embeddings route ({status}: {told}). Check that base_url is the "
             "server's OpenAI-compatible root, usually ending in /v1; redirects are not followed.",
             status,
         )
     return ServerRefusedError(
-        f"{url} refused the request ({status}: {shown}). Change what it names, or look into the "
+        f"{url} refused the request ({status}: {told}). Change what it names, or look into the "
         "server's log.",
         status,
     )
