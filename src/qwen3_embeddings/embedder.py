@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 from qwen3_embeddings import background, models
 from qwen3_embeddings import overflow as policies
-from qwen3_embeddings.doctor.examine import examine
 from qwen3_embeddings.doctor.report import Report
 from qwen3_embeddings.engines.base import Engine, Prompt, Served, check_lengths
 from qwen3_embeddings.engines.shared import KINDS, Lease
@@ -376,6 +375,9 @@ class Embedder:
         return await background.wait(self._examine(reference))
 
     async def _examine(self, reference: str | None) -> Report:
+        # Here: with the engines it judges it takes a fifth of the package's import time.
+        from qwen3_embeddings.doctor.examine import examine
+
         return await examine(
             self._lease.engine,
             model=self.model,
