@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,7 +51,7 @@ class Recorder:
 
 @pytest.fixture
 def recorder() -> Iterator[Recorder]:
-    """A server that gives every text the same vector and remembers the texts."""
+    """A server that gives another vector to another text and remembers the texts."""
     record = Recorder()
     lock = threading.Lock()
 
@@ -64,12 +65,17 @@ def recorder() -> Iterator[Recorder]:
                 record.under_way += 1
                 record.most_under_way = max(record.most_under_way, record.under_way)
                 record.inputs.append(body["input"])
-                record.headers.append(dict(self.headers))
+                record.headers.append({name.title(): value for name, value in self.headers.items()})
             time.sleep(0.01)
             with lock:
                 record.under_way -= 1
-            vector = [1.0] + [0.0] * 127
-            rows = [{"index": i, "embedding": vector} for i in range(len(body["input"]))]
+            rows = [
+                {
+                    "index": i,
+                    "embedding": [1.0, zlib.crc32(str(text).encode()) / 2**32] + [0.0] * 126,
+                }
+                for i, text in enumerate(body["input"])
+            ]
             self.answer({"data": rows, "model": record.model})
 
         def answer(self, body: dict[str, Any]) -> None:

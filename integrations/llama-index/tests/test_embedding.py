@@ -214,7 +214,7 @@ async def test_bad_texts_are_named(make: Make, bad: Any, error: type[Exception])
 async def test_finish_embeds_all_other_batches(make: Make, cached: bool) -> None:
     """LlamaIndex stops at the first batch that fails, and forgets those before."""
     long, text = "word " * 3000, "text 0"
-    texts: list[Any] = [text, None, "b", "c", long, *(f"d {i}" for i in range(5)), None, text]
+    texts = [text, long + "a", "b", "c", long, *(f"d {i}" for i in range(5)), long + "b", text]
     good = [0, 2, 3, 5, 6, 7, 8, 9, 11]
     expected = np.array(make().get_text_embedding_batch([texts[i] for i in good]))
     for batch in (1, 3, 2048):
@@ -228,7 +228,7 @@ async def test_finish_embeds_all_other_batches(make: Make, cached: bool) -> None
                 await model.aget_text_embedding_batch(texts)
             for error in (caught.value, awaited.value):
                 assert error.positions == (1, 4, 10)
-                assert [kind.positions for kind in error.errors] == [(1, 10), (4,)]
+                assert [kind.positions for kind in error.errors] == [(1, 4, 10)]
                 assert error.computed is not None
                 assert error.computed.positions.tolist() == good
                 np.testing.assert_allclose(error.computed.vectors, expected, atol=2e-6)

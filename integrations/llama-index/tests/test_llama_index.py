@@ -129,7 +129,7 @@ def test_ingestion_cache_is_used_and_holds_no_key(recorder: Recorder) -> None:
             IngestionPipeline(transformations=[model], cache=cache).run(nodes=nodes())
         return sum(map(len, recorder.inputs[before:]))
 
-    probe = 1  # what the client learns the server's model and sizes from
+    probe = 2  # what the client learns the server's model and sizes from
     assert texts_sent() == probe + len(NODES)
     assert texts_sent() == probe
     recorder.model = "another"
