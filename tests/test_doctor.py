@@ -188,7 +188,8 @@ def test_sentence_transformers_with_a_wrong_end(
     change: Callable[[dict[str, Any]], None], checkpoint: str, tmp_path: Path
 ) -> None:
     """The end token is told from vectors alone, whatever the engine."""
-    with Embedder(checkpoint, engine="reference", dtype="float32") as right:
+    own = {"device": "cpu"}  # another engine than the session's, which this one spoils
+    with Embedder(checkpoint, engine="reference", dtype="float32", engine_kwargs=own) as right:
         engine = right._lease.engine
         right.start()
         wrong = with_tokenizer(checkpoint, tmp_path, change)
