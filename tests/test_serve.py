@@ -22,8 +22,8 @@ from conftest import RunningServer, free_port, wait_until_healthy
 from qwen3_embeddings import Embedder, truncate
 from qwen3_embeddings.cli import main
 from qwen3_embeddings.models import MODELS
-from qwen3_embeddings.profiles import GIB, Device, engine_arguments
-from qwen3_embeddings.serve import as_flags, default_api_servers
+from qwen3_embeddings.profiles import GIB, GRAPH_TOKENS, Device, engine_arguments
+from qwen3_embeddings.serve import STEP_TOKENS, as_flags, default_api_servers
 
 KEY = "sesame-street-456"
 
@@ -73,7 +73,12 @@ def test_vllm_reads_the_flags_as_they_are_meant(
         arguments = engine_arguments(model, "auto", Device("gpu", 80 * GIB))
         words = [word for flag in as_flags(arguments).values() for word in flag]
         read = vars(parsed(words))
+        graphs = arguments.pop("compilation_config")
         assert {name: read[name] for name in arguments} == arguments
+        assert read["compilation_config"].cudagraph_mode.name == graphs["cudagraph_mode"]
+        sizes = read["compilation_config"].cudagraph_capture_sizes
+        assert sizes == graphs["cudagraph_capture_sizes"] == sorted(set(GRAPH_TOKENS))
+        assert max(sizes) >= STEP_TOKENS, "every step of a server is a graph"
 
 
 def test_a_flag_of_vllm_replaces_ours(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:

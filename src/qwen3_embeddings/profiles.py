@@ -19,6 +19,14 @@ BLOCK_TOKENS = 16
 """Tokens of one block of vLLM's cache: a text takes whole blocks."""
 OVERHEAD_BYTES = 6 * GIB
 """Room on a GPU beside weights and cache: activations of a step, CUDA graphs, the context."""
+GRAPH_TOKENS = (
+    *(1, 2, 4, 8, 16, 32, 64, 128),
+    *range(256, 4096, 256),
+    *range(4096, 8193, 512),
+)
+"""Steps whose kernels are recorded as CUDA graphs; a step is filled up to the next of them. vLLM
+stops at 512 tokens, where the host takes longer to launch the kernels than the GPU to run them: 22
+against 18 ms for 8,192 tokens of 0.6B on an H100 (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,12 @@ def engine_arguments(model: Model, dtype: str, device: Device) -> dict[str, Any]
     if device.kind == "cpu":
         arguments["enforce_eager"] = True  # compiling takes a C++ compiler and minutes
     else:
+        # The host prepares a step while the GPU computes the one before.
+        arguments |= {"async_scheduling": True, "max_num_seqs": 2 * row.step_texts}
+        arguments["compilation_config"] = {
+            "cudagraph_mode": "PIECEWISE",  # all that vLLM has for pooling
+            "cudagraph_capture_sizes": list(GRAPH_TOKENS),  # vLLM drops what is over a step
+        }
         need = model.parameters * 2 * width + cache + OVERHEAD_BYTES
         arguments["gpu_memory_utilization"] = round(min(0.92, max(0.05, need / device.memory)), 3)
     return arguments

@@ -27,6 +27,9 @@ from qwen3_embeddings.models import MIN_DIMENSIONS
 from qwen3_embeddings.profiles import GIB, Device, engine_arguments, this_device
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+STEP_TOKENS = 8192
+"""Most tokens of a step: a query waits for two of them. On an H100 steps of 32,768 gave 8 % more
+documents a second, and queries beside them four times the latency (docs/performance.md)."""
 STOP_SECONDS = 20
 """How long a server that is told to stop may take: told while it starts, vLLM may hang."""
 
@@ -76,8 +79,9 @@ def run(options: argparse.Namespace) -> int:
 def default_api_servers() -> int:
     """HTTP processes for this machine's cores: 6 of 16, at most 8.
 
-    Tokenizing and JSON in one process held an H100 at 520 short texts a second, six reached 1,530
-    (vLLM 0.25.1). The engine and the clients want cores too.
+    A text costs them one to three milliseconds, by how many share its request, and one process held
+    an H100 at 520 short texts a second; ten were no faster than six, and take longer to start (vLLM
+    0.25.1). The engine and the clients want cores too.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(8, (cores or 1) * 3 // 8))
@@ -108,6 +112,7 @@ def server_flags(options: argparse.Namespace) -> list[str]:
     model = models.describe(options.model)
     arguments: dict[str, Any] = engine_arguments(model, options.dtype, _device(options))
     arguments |= {
+        "max_num_batched_tokens": min(arguments["max_num_batched_tokens"], STEP_TOKENS),
         "host": options.host,
         "port": options.port,
         "scheduling_policy": "priority",  # the client ranks queries before documents

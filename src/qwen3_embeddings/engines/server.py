@@ -44,9 +44,10 @@ T = TypeVar("T")
 _ABOUT_A_TEXT = frozenset({400, 413, 422})  # statuses of a refusal that one text can cause
 GATHER_SECONDS = 0.001
 """How long a chunk waits for others to share its request."""
-QUERIES_A_REQUEST = 16
-"""Most queries of several callers in one request: vLLM's HTTP process takes about a millisecond a
-text (0.25.1), and several such processes share what comes in several requests."""
+QUERIES_A_REQUEST = 4
+"""Most queries of several callers in one request. Its HTTP process takes vLLM one to three
+milliseconds a text, less the more share a request, and several processes share several requests; of
+1, 2, 4, 8 and 16 this was the fastest on an H100 (docs/performance.md)."""
 
 
 @dataclass(eq=False)

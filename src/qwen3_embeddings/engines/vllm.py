@@ -51,8 +51,9 @@ T = TypeVar("T")
 
 MIXED_SECONDS = 1.0
 """How long after a query the steps of documents stay small."""
-MIXED_TOKENS = 8192
-"""Most tokens of a small step: on an H100 smaller ones take no less time (docs/performance.md)."""
+MIXED_TOKENS = 4096
+"""Most tokens of a small step: on an H100 half of that costs twice the throughput, and twice of it
+brings none (docs/performance.md)."""
 
 # vLLM keeps the state of a forward pass in module globals: engines of one process take turns.
 _turn = threading.Lock()
