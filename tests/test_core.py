@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import pickle
 import re
 import subprocess
@@ -26,6 +27,7 @@ from qwen3_embeddings import (
     truncate,
 )
 from qwen3_embeddings.instructions import instruct
+from qwen3_embeddings.lists import BLOCK, alists, lists
 from qwen3_embeddings.models import describe
 
 
@@ -171,3 +173,15 @@ def test_errors_survive_pickling_and_move() -> None:
     assert error.at([9, 7]).positions == (7, 9)
     refused = pickle.loads(pickle.dumps(errors.ServerBusyError("busy", 503)))
     assert (str(refused), refused.status) == ("busy", 503)
+
+
+@pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, 2 * BLOCK + 3])
+@pytest.mark.parametrize("collects", [True, False])
+async def test_lists_are_the_rows(count: int, collects: bool) -> None:
+    vectors = np.random.default_rng(0).random((count, 32), dtype=np.float32)
+    (gc.enable if collects else gc.disable)()
+    try:
+        assert lists(vectors) == await alists(vectors) == vectors.tolist()
+        assert gc.isenabled() == collects, "the collector is left as it was"
+    finally:
+        gc.enable()

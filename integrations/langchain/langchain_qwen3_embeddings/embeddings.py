@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from qwen3_embeddings import Embedder, Task
+from qwen3_embeddings.lists import alists, lists
 from qwen3_embeddings.secret import hide, shown
 
 
@@ -252,9 +253,7 @@ class Qwen3Embeddings(BaseModel, Embeddings):
 
         Whatever of these comes after something was computed carries it as `error.computed`.
         """
-        vectors = self._embedder.encode_document(texts, show_progress=self.show_progress_bar)
-        rows: list[list[float]] = vectors.tolist()
-        return rows
+        return lists(self._embedder.encode_document(texts, show_progress=self.show_progress_bar))
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a query under the task's instruction.
@@ -277,9 +276,9 @@ class Qwen3Embeddings(BaseModel, Embeddings):
         Returns:
             A unit vector for each, in their order.
         """
-        vectors = await self._embedder.aencode_document(texts, show_progress=self.show_progress_bar)
-        rows: list[list[float]] = vectors.tolist()
-        return rows
+        return await alists(
+            await self._embedder.aencode_document(texts, show_progress=self.show_progress_bar)
+        )
 
     async def aembed_query(self, text: str) -> list[float]:
         """`embed_query` for coroutines; cancelling it drops its text from the engine.

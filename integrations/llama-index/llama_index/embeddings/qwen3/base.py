@@ -35,6 +35,7 @@ from qwen3_embeddings import (
     TextsFailedError,
 )
 from qwen3_embeddings.embedder import Role
+from qwen3_embeddings.lists import alists, lists
 from qwen3_embeddings.secret import hide, shown
 
 DEFAULT_BATCH_SIZE = 2048
@@ -242,10 +243,10 @@ class Qwen3Embedding(BaseEmbedding):
     # What BaseEmbedding calls.
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        return _lists(self._embedder.encode_query([query]))[0]
+        return lists(self._embedder.encode_query([query]))[0]
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return _lists(await self._embedder.aencode_query([query]))[0]
+        return lists(await self._embedder.aencode_query([query]))[0]
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._get_text_embeddings([text])[0]
@@ -255,13 +256,13 @@ class Qwen3Embedding(BaseEmbedding):
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         try:
-            return _taken(texts, self._embedder.encode_document(texts))
+            return _taken(texts, lists(self._embedder.encode_document(texts)))
         except Qwen3EmbeddingsError as error:
             return _go_on(texts, error)
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         try:
-            return _taken(texts, await self._embedder.aencode_document(texts))
+            return _taken(texts, await alists(await self._embedder.aencode_document(texts)))
         except Qwen3EmbeddingsError as error:
             return _go_on(texts, error)
 
@@ -403,11 +404,6 @@ class Qwen3Embedding(BaseEmbedding):
         return self.__dict__ | {"embeddings_cache": cache and cache.store}
 
 
-def _lists(vectors: Any) -> list[Embedding]:
-    rows: list[Embedding] = vectors.tolist()
-    return rows
-
-
 def _marked(query: str) -> str:
     """The query as the cache can tell it from a document; what is no text is refused later."""
     return Query(query) if isinstance(query, str) else query
@@ -464,9 +460,8 @@ def _call_over(texts: list[str]) -> Iterator[_Call]:
         _current.reset(token)
 
 
-def _taken(batch: list[str], vectors: Any) -> list[Embedding]:
-    """A batch's vectors as lists, known to the call the batch belongs to."""
-    rows = _lists(vectors)
+def _taken(batch: list[str], rows: list[Embedding]) -> list[Embedding]:
+    """A batch's vectors, known to the call the batch belongs to."""
     if call := _current.get():
         call.vectors.update(zip(map(id, batch), rows, strict=True))
     return rows
@@ -478,7 +473,7 @@ def _go_on(batch: list[str], error: Qwen3EmbeddingsError) -> list[Embedding]:
     if call is None:
         raise error
     if done := error.computed:
-        _taken([batch[i] for i in done.positions], done.vectors)
+        _taken([batch[i] for i in done.positions], lists(done.vectors))
     if not isinstance(error, TextsFailedError):
         raise call.located(batch, error) if isinstance(error, TextError) else error
     call.failures += [call.located(batch, failure) for failure in error.errors]
