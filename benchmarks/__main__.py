@@ -3,6 +3,7 @@
     python benchmarks bulk    [--model MODEL]   in the process: texts a second by length
     python benchmarks server  [--model MODEL]   through servers: latency by clients, bulk, both
     python benchmarks client                    the client alone, against a server that does nothing
+    python benchmarks scale                     the same with more and more texts, and its memory
     python benchmarks charts                    draw what was measured
     python benchmarks all     [--model MODEL]
 
@@ -51,11 +52,11 @@ def main(arguments: Sequence[str]) -> None:
         results = json.loads(Path(options.json).read_text(encoding="utf-8"))
     results.setdefault("machine", machine())
     with tempfile.TemporaryDirectory() as folder:
-        if not options.model and options.what not in {"client", "charts"}:
+        if not (options.model or options.url) and options.what in {"bulk", "server", "all"}:
             options.model = str(write_checkpoint(folder))
             print("no --model: a tiny random checkpoint is measured, overhead rather than speed")
-        for name in ["bulk", "server", "client"] if options.what == "all" else [options.what]:
-            if name != "charts":
+        for name in list(MEASURE) if options.what == "all" else [options.what]:
+            if name in MEASURE:
                 MEASURE[name](options, results.setdefault(name, {}))
                 Path(options.json).write_text(json.dumps(results, indent=1), encoding="utf-8")
     print(report(results))
@@ -73,7 +74,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     option = parser.add_argument
-    option("what", choices=["bulk", "server", "client", "charts", "all"])
+    option("what", choices=[*MEASURE, "charts", "all"])
     option("--model", help="hub id or folder (a tiny random checkpoint)")
     option("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     option("--tokens", type=int, nargs="+", default=[32, 128, 512], help="bulk: lengths of texts")
@@ -88,6 +89,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     option("--seconds", type=float, default=8.0, help="seconds a closed loop (8)")
     option("--also", nargs="*", default=["bulk", "mixed"], help="server: bulk, mixed (both)")
     option("--size", type=int, default=1024, help="client: numbers a vector (1024)")
+    option("--counts", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000],
+           help="scale: numbers of texts (1000 to 1000000)")  # fmt: skip
     option("--json", default="benchmarks.json", metavar="FILE")
     option("--charts", default="docs/charts", metavar="FOLDER")
     return parser.parse_args(arguments)
@@ -149,8 +152,8 @@ def server(options: argparse.Namespace, results: dict[str, Any]) -> None:
             for name in clients:
                 texts = options.texts if kind != "transformers" else min(options.texts, 1024)
                 figures[name] = measured(
-                    "server", name, model=SERVED, url=url, texts=texts, clients=options.clients,
-                    seconds=options.seconds, also=options.also,
+                    "server", name, model=SERVED, checkpoint=options.model, url=url, texts=texts,
+                    clients=options.clients, seconds=options.seconds, also=options.also,
                 )  # fmt: skip
 
 
@@ -166,7 +169,16 @@ def client(options: argparse.Namespace, results: dict[str, Any]) -> None:
             )  # fmt: skip
 
 
-MEASURE = {"bulk": bulk, "server": server, "client": client}
+def scale(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Our client with more and more texts."""
+    port = free_port()
+    command = [*PYTHON, str(HERE / "loopback.py"), str(port), str(options.size)]
+    with started(command, f"http://127.0.0.1:{port}/v1/models"):
+        url = f"http://127.0.0.1:{port}/v1"
+        results["ours"] = measured("scale", "ours", url=url, counts=options.counts)
+
+
+MEASURE = {"bulk": bulk, "server": server, "client": client, "scale": scale}
 
 
 @contextlib.contextmanager
@@ -244,6 +256,8 @@ def report(results: dict[str, Any]) -> str:
         lines += ["", f"server: {kind}", *server_table(contenders)]
     if figures := results.get("client"):
         lines += ["", "client alone, loopback", *client_table(figures)]
+    if figures := results.get("scale"):
+        lines += ["", "our client by number of texts, loopback", *scale_table(figures["ours"])]
     return "\n".join(lines)
 
 
@@ -312,6 +326,18 @@ def client_table(figures: dict[str, Any]) -> list[str]:
             f"{loop_cells(mine['single_64_clients'])}"
         )
     return rows
+
+
+def scale_table(figures: dict[str, Any]) -> list[str]:
+    """A row a way and a number of texts."""
+    if problem := missing(figures):
+        return [problem]
+    return [
+        f"{way:12}{int(count):>10,} texts  {cell['us_per_text']:7.1f} µs a text  "
+        f"{cell['processor_us_per_text']:7.1f} µs of processor  most {cell['most_mib']:,.0f} MiB"
+        for way, counts in figures.items()
+        for count, cell in counts.items()
+    ]
 
 
 def missing(figures: dict[str, Any]) -> str | None:

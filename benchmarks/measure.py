@@ -12,20 +12,25 @@ import resource
 import sys
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from contenders import IN_PROCESS, THROUGH_SERVER, Contender
 
-from qwen3_embeddings import bench
-from qwen3_embeddings.bench import Query, per_second, take
+from qwen3_embeddings import Embedder, bench
+from qwen3_embeddings.bench import Query, per_second, take, texts_of
 
 Options = dict[str, Any]
-WORDS = 80
-"""Words of a text in the measurements through a server: about 135 tokens."""
+WORDS, TOKENS = 80, 135
+"""Words of a text in the measurements through a server, and the tokens they are for the published
+tokenizer: with a checkpoint that has another one, as many words are taken as make those tokens."""
 
 
-def words_for(model: str, tokens: int) -> int:
-    """How many words make about so many tokens."""
+def words_for(model: str | None, tokens: int) -> int:
+    """How many words make about so many tokens; `WORDS` where the checkpoint is not known."""
+    if model is None:
+        return WORDS
     from transformers import AutoTokenizer
 
     sample = take(50, WORDS, -1)
@@ -37,9 +42,9 @@ RUNNER = asyncio.Runner()
 """One event loop for all: some peers' clients die with the first they were used in."""
 
 
-def closed_loop(query: Query, clients: int, seconds: float) -> dict[str, float]:
+def closed_loop(query: Query, clients: int, seconds: float, words: int = WORDS) -> dict[str, float]:
     """`bench.closed_loop` on the one event loop."""
-    return RUNNER.run(bench.closed_loop(query, clients, seconds, WORDS))
+    return RUNNER.run(bench.closed_loop(query, clients, seconds, words))
 
 
 def bulk(options: Options) -> dict[str, Any]:
@@ -60,29 +65,29 @@ def bulk(options: Options) -> dict[str, Any]:
 def server(options: Options) -> dict[str, Any]:
     """Through a server: single queries by number of clients, bulk, and both at once."""
     contender = THROUGH_SERVER[options["only"]](options["url"], options["model"])
-    seconds = options["seconds"]
-    contender.documents(take(256, WORDS, seed=-1))
-    figures: dict[str, Any] = {"clients": {}}
+    seconds, words = options["seconds"], words_for(options["checkpoint"], TOKENS)
+    contender.documents(take(256, words, seed=-1))
+    figures: dict[str, Any] = {"words": words, "clients": {}}
     for clients in options["clients"]:
-        figures["clients"][str(clients)] = closed_loop(contender.query, clients, seconds)
+        figures["clients"][str(clients)] = closed_loop(contender.query, clients, seconds, words)
     if "bulk" in options["also"]:
-        texts = take(options["texts"], WORDS, seed=1)
+        texts = take(options["texts"], words, seed=1)
         rates = [per_second(lambda: contender.documents(texts), len(texts)) for _ in range(2)]
         figures["bulk"] = {"texts_per_second": max(rates), "all": rates}
     if "mixed" in options["also"]:
-        figures["idle"] = closed_loop(contender.query, 1, seconds)
-        figures["mixed"] = mixed(contender, options["texts"], seconds)
+        figures["idle"] = closed_loop(contender.query, 1, seconds, words)
+        figures["mixed"] = mixed(contender, options["texts"], seconds, words)
     return figures
 
 
-def mixed(contender: Contender, count: int, seconds: float) -> dict[str, float]:
+def mixed(contender: Contender, count: int, seconds: float, words: int) -> dict[str, float]:
     """One query after the other while a corpus is being embedded, and what it costs the corpus."""
     done = threading.Event()
     rates: list[float] = []
 
     def corpus() -> None:
         for seed in itertools.count(100):
-            texts = take(count, WORDS, seed)
+            texts = take(count, words, seed)
             rates.append(per_second(lambda: contender.documents(texts), count))  # noqa: B023
             if done.is_set():
                 return
@@ -90,7 +95,7 @@ def mixed(contender: Contender, count: int, seconds: float) -> dict[str, float]:
     thread = threading.Thread(target=corpus)
     thread.start()
     time.sleep(1.0)
-    figures = closed_loop(contender.query, 1, max(seconds, 8.0))
+    figures = closed_loop(contender.query, 1, max(seconds, 8.0), words)
     done.set()
     thread.join()
     return figures | {"bulk_texts_per_second": max(rates)}
@@ -115,13 +120,38 @@ def client(options: Options) -> dict[str, Any]:
     }
 
 
+def scale(options: Options) -> dict[str, Any]:
+    """What a text costs the client and how much memory it takes, by number of texts."""
+    embedder = Embedder("loopback", base_url=options["url"])
+    embedder.encode_document(take(4096, 20, seed=-1))
+    figures: dict[str, Any] = {}
+    calls: dict[str, Callable[[int], Any]] = {
+        # Streamed first: the highest mark of memory never falls.
+        "streamed": lambda count: deque(
+            embedder.stream(itertools.islice(texts_of(20, seed=1), count)), maxlen=0
+        ),
+        "one call": lambda count: embedder.encode_document(take(count, 20, seed=1)),
+    }
+    for name, call in calls.items():
+        figures[name] = {}
+        for count in options["counts"]:
+            started, before = time.perf_counter(), processor_seconds()
+            call(count)
+            figures[name][str(count)] = {
+                "us_per_text": 1e6 * (time.perf_counter() - started) / count,
+                "processor_us_per_text": 1e6 * (processor_seconds() - before) / count,
+                "most_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }
+    return figures
+
+
 def processor_seconds() -> float:
     """User and system time of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
-SECTIONS = {"bulk": bulk, "server": server, "client": client}
+SECTIONS = {"bulk": bulk, "server": server, "client": client, "scale": scale}
 
 if __name__ == "__main__":
     section, options = sys.argv[1:]
