@@ -23,8 +23,8 @@ from qwen3_embeddings import (
     UnknownTaskError,
     truncate,
 )
-from qwen3_embeddings.embedder import _chunks, _Output, _Plan
 from qwen3_embeddings.instructions import instruct
+from qwen3_embeddings.plan import Output, Plan, slices
 
 
 @pytest.mark.parametrize("engine", ["embedder", "reference", "remote"])
@@ -176,11 +176,11 @@ def test_chunks_hold_to_texts_and_tokens() -> None:
         chunk_tokens = 100
 
     prompts = ["a"] * 6 + ["b" * 600, "c", list(range(99)), "d" * 3]
-    chunks = list(_chunks(prompts, None, Small()))  # type: ignore[arg-type]
+    chunks = list(slices(prompts, None, Small()))  # type: ignore[arg-type]
     covered = [i for chunk in chunks for i in range(chunk.start, chunk.stop)]
     assert covered == list(range(10)), "in order, each once"
     assert [(c.start, c.stop) for c in chunks] == [(0, 4), (4, 6), (6, 7), (7, 9), (9, 10)]
-    assert [(c.start, c.stop) for c in _chunks(["a"] * 5, 2, Small())] == [(0, 2), (2, 4), (4, 5)]  # type: ignore[arg-type]
+    assert [(c.start, c.stop) for c in slices(["a"] * 5, 2, Small())] == [(0, 2), (2, 4), (4, 5)]  # type: ignore[arg-type]
 
 
 def test_progress_counts_every_text(embedder: Embedder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,8 +260,8 @@ async def test_finish_with_nothing_to_embed(checkpoint: str) -> None:
 
 def test_pieces_that_cancel_out_fail_their_text_only() -> None:
     """A mean of zero has no direction; such a text must not take the others along."""
-    plan = _Plan(list("abbc"), [3, 5, 5, 8], [1.0] * 4, split=True)
-    output = _Output(plan, 32, [])
+    plan = Plan(list("abbc"), [3, 5, 5, 8], [1.0] * 4, split=True)
+    output = Output(plan, 32, [])
     rows = np.eye(32, dtype=np.float32)[[0, 1, 1, 2]]
     rows[2] *= -1
     output.put(range(4), rows)

@@ -15,24 +15,19 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
-    Sequence,
 )
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qwen3_embeddings import background, models
 from qwen3_embeddings import overflow as policies
 from qwen3_embeddings.doctor.report import Report
 from qwen3_embeddings.engines.base import Engine, Prompt, Served, check_lengths
-from qwen3_embeddings.engines.shared import KINDS, Lease
+from qwen3_embeddings.engines.shared import Lease
 from qwen3_embeddings.errors import (
-    Computed,
     ConfigurationError,
-    InvalidVectorError,
     Qwen3EmbeddingsError,
     ServerError,
     ServerRefusedError,
@@ -44,8 +39,10 @@ from qwen3_embeddings.errors import (
     TextTypeError,
 )
 from qwen3_embeddings.instructions import Task, find_task, instruct
-from qwen3_embeddings.matryoshka import Vectors, check_dimensions, normalize, truncate
+from qwen3_embeddings.matryoshka import Vectors, check_dimensions
+from qwen3_embeddings.plan import Output, Plan, Texts, positions_of, slices
 from qwen3_embeddings.secret import Secret, SupportsSecret, hide, shown
+from qwen3_embeddings.settings import check, check_at_least, engine_kind
 from qwen3_embeddings.stream import AsyncStream, Stream, ahead
 
 if TYPE_CHECKING:
@@ -56,97 +53,10 @@ Role = Literal["query", "document"]
 # Engine arguments that steer speed and memory and can change no vector.
 _NEUTRAL = frozenset(
     {"gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
+    | {"async_scheduling"}
     | {"enable_prefix_caching", "enforce_eager", "disable_log_stats", "scheduling_policy"}
     | {"device", "download_dir", "hf_token", "use_tqdm_on_load"}
 )
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """Checked input: what the engine reads of each text, and the most tokens it can have.
-
-    Texts that `failures` name are not embedded; ``on_error="finish"`` keeps them for the end.
-    """
-
-    prompts: list[str]
-    lengths: list[int]
-    instruction: str
-    urgent: bool
-    failures: list[TextError]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What to embed: one prompt a text, or under ``overflow="mean"`` pieces of some texts."""
-
-    prompts: list[Prompt]
-    owners: list[int]
-    weights: list[float]
-    split: bool = False
-
-
-@dataclass
-class _Output:
-    """The vectors of a plan's prompts, as far as they are there, and the texts that failed."""
-
-    plan: _Plan
-    width: int
-    failures: list[TextError]
-    vectors: Vectors = field(init=False)
-    done: NDArray[np.bool_] = field(init=False)
-    failed: set[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        count = len(self.plan.prompts)
-        self.vectors = np.empty((count, self.width), dtype=np.float32)
-        self.done = np.zeros(count, dtype=bool)
-        self.failed = _positions(self.failures)
-
-    def left(self, rows: Iterable[int]) -> list[int]:
-        """Of these prompts those without a vector, whose texts have not failed."""
-        return [i for i in rows if not self.done[i] and self.plan.owners[i] not in self.failed]
-
-    def put(self, rows: Sequence[int], vectors: Vectors) -> None:
-        """Take an engine's answer to the prompts `rows`."""
-        if vectors.shape != (len(rows), self.width):
-            raise ServerResponseError(
-                f"the engine answered shape {vectors.shape} for {(len(rows), self.width)}. Check "
-                "that every replica behind base_url serves the same model."
-            )
-        try:
-            self.vectors[rows] = normalize(vectors)
-            self.done[rows] = True
-        except InvalidVectorError as error:
-            good = [i for i in range(len(rows)) if i not in error.positions]
-            self.put([rows[i] for i in good], vectors[good])
-            self.fail(rows, error)
-
-    def fail(self, rows: Sequence[int], error: Qwen3EmbeddingsError) -> None:
-        """Take what an error about the prompts `rows` carries, and the texts it names."""
-        if error.computed is not None:
-            self.put([rows[i] for i in error.computed.positions], error.computed.vectors)
-        if not isinstance(error, TextError) or not error.positions:
-            raise error
-        self.failures.append(error.at(self.plan.owners[rows[i]] for i in error.positions))
-        self.failed.update(self.failures[-1].positions)
-
-    def texts(self, size: int, total: int) -> Computed:
-        """The texts all of whose prompts are done. Call it once: it moves rows."""
-        owners = np.asarray(self.plan.owners, dtype=np.intp)
-        whole = np.flatnonzero(~np.isin(owners, owners[~self.done]))
-        owners = owners[whole]
-        if not self.plan.split:
-            return Computed(owners, _moved_up(self.vectors, whole), total)
-        positions = np.unique(owners)
-        pieces = self.vectors if self.done.all() else self.vectors[whole]
-        try:
-            merged = policies.merge(pieces, owners, np.asarray(self.plan.weights)[whole])
-            vectors = merged if self.width == size else truncate(merged, size)
-        except InvalidVectorError as error:  # pieces that cancel each other out
-            self.failures.append(error.at(positions[list(error.positions)].tolist()))
-            self.done[np.isin(self.plan.owners, self.failures[-1].positions)] = False
-            return self.texts(size, total)
-        return Computed(positions, vectors, total)
 
 
 class Embedder:
@@ -220,39 +130,31 @@ class Embedder:
         engine_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         settings = {k: v for k, v in locals().items() if k not in {"self", "api_key"}}
-        _check_types(settings)
-        headers = hide(default_headers or {})
-        settings["default_headers"] = headers
+        check(settings)
+        settings["default_headers"] = headers = hide(default_headers or {})
         environment = os.environ.get
         if engine in {None, "server"}:
             base_url = base_url or environment("QWEN3_EMBEDDINGS_BASE_URL")
-        self.engine = _engine_kind(engine, base_url)
+        self.engine = engine_kind(engine, base_url)
         model = model or environment("QWEN3_EMBEDDINGS_MODEL")
         self.model = model if self.engine == "server" else model or models.DEFAULT_MODEL
         self.base_url = base_url
-        self.dtype = _check_dtype(dtype)
+        self.dtype = dtype
         self.overflow = policies.check_overflow(overflow)
-        if on_error not in {"stop", "finish"}:
-            raise ConfigurationError(f"no on_error={on_error!r}. Use 'stop' or 'finish'.")
         self.on_error = on_error
         known = models.MODELS.get(self.model or "")
         native = known.dimensions if known else None
         self.dimensions = None if dimensions is None else check_dimensions(dimensions, native)
         self.batch_size = batch_size
-        _check_at_least("batch_size", batch_size, 1)
-        _check_at_least("max_concurrency", max_concurrency, 1)
-        _check_at_least("max_retries", max_retries, 0)
-        _check_at_least("timeout", timeout, 1e-3)
-        _check_at_least("restart_timeout", restart_timeout, 0)
         self._choose_instructions(task, query_instruction, document_instruction)
-        _check_no_secret_or_foreign_code(engine_kwargs or {})
         self._engine_kwargs = dict(engine_kwargs or {})
-        if self.engine == "server" and engine_kwargs:
-            raise ConfigurationError(
-                "engine_kwargs are for an engine in this process. Set a server's where it starts."
-            )
         arguments: dict[str, Any] = {"model": self.model}
         if self.engine == "server":
+            if engine_kwargs:
+                raise ConfigurationError(
+                    "engine_kwargs are for an engine in this process. Set a server's where it "
+                    "starts."
+                )
             arguments |= {
                 "base_url": base_url,
                 "api_key": Secret.of(api_key or environment("QWEN3_EMBEDDINGS_API_KEY")),
@@ -341,7 +243,7 @@ class Embedder:
         self, texts: Iterable[str], role: Role, size: int
     ) -> Generator[tuple[int, Future[Vectors]]]:
         _check_list(texts)
-        _check_at_least("size", size, 1)
+        check_at_least("size", size, 1)
         self._instruction(role)  # a wrong role is said before anything is read
 
         async def encode(batch: list[str]) -> Vectors:
@@ -496,7 +398,7 @@ class Embedder:
             return self.task.instruction
         return self.document_instruction or ""
 
-    def _check(self, texts: Iterable[str], role: Role) -> _Texts:
+    def _check(self, texts: Iterable[str], role: Role) -> Texts:
         """The prompts of a call, or a typed error before anything is computed."""
         failures: list[TextError] = []
         _check_list(texts)
@@ -517,7 +419,7 @@ class Embedder:
                 "the right encoding, or text.encode('utf-8', 'replace').decode()."
             )
             self._keep(failures, TextEncodingError(said, torn))
-        return _Texts(prompts, lengths, instruction, role == "query", failures)
+        return Texts(prompts, lengths, instruction, role == "query", failures)
 
     def _keep(self, failures: list[TextError], error: TextError) -> None:
         """Raise an error about texts, or keep it for the end."""
@@ -525,7 +427,7 @@ class Embedder:
             raise error
         failures.append(error)
 
-    async def _encode(self, texts: _Texts, show_progress: bool) -> Vectors:
+    async def _encode(self, texts: Texts, show_progress: bool) -> Vectors:
         known = models.MODELS.get(self.model or "") if self.engine != "server" else None
         if not texts.prompts and (self.dimensions or known):
             width = self.dimensions or (known.dimensions if known else 0)
@@ -543,7 +445,7 @@ class Embedder:
         self._check_served(texts, served)
         plan = await self._plan(engine, texts, served.context)
         # Pieces are averaged at full size, so that cutting and averaging commute.
-        output = _Output(plan, served.native if plan.split else size, texts.failures)
+        output = Output(plan, served.native if plan.split else size, texts.failures)
         total = len(texts.prompts)
         try:
             await self._embed(engine, output, texts.urgent, show_progress)
@@ -556,7 +458,7 @@ class Embedder:
             raise failure.carrying(computed)
         return computed.vectors
 
-    def _check_served(self, texts: _Texts, served: Served) -> None:
+    def _check_served(self, texts: Texts, served: Served) -> None:
         """Refuse what this engine would answer with the vectors of other texts."""
         altered = [i for i, prompt in enumerate(texts.prompts) if prompt != prompt.strip()]
         if served.strips and altered:
@@ -571,7 +473,7 @@ class Embedder:
                 "own. Use overflow='error' and split the texts, or a vLLM or llama.cpp server."
             )
 
-    async def _plan(self, engine: Engine, texts: _Texts, context: int | None) -> _Plan:
+    async def _plan(self, engine: Engine, texts: Texts, context: int | None) -> Plan:
         """What to embed of each text, after the overflow policy.
 
         Only texts that could be over the context are tokenized ahead of the engine.
@@ -596,17 +498,17 @@ class Embedder:
                     check_lengths([encodings.get(i, []) for i in range(len(prompts))], context)
                 except TextTooLongError as error:
                     self._keep(texts.failures, error)
-        failed = _positions(texts.failures)
+        failed = positions_of(texts.failures)
         owners = [i for i in range(len(prompts)) if i not in failed]
-        return _Plan([prompts[i] for i in owners], owners, [1.0] * len(owners))
+        return Plan([prompts[i] for i in owners], owners, [1.0] * len(owners))
 
     async def _split(
-        self, engine: Engine, texts: _Texts, encodings: dict[int, list[int]], context: int
-    ) -> _Plan:
+        self, engine: Engine, texts: Texts, encodings: dict[int, list[int]], context: int
+    ) -> Plan:
         """The plan of ``overflow="mean"``: pieces of the over-long texts, each instructed."""
         template = (await engine.tokenize([instruct(texts.instruction, "")], texts.urgent))[0][:-1]
-        plan = _Plan([], [], [], split=True)
-        failed = _positions(texts.failures)
+        plan = Plan([], [], [], split=True)
+        failed = positions_of(texts.failures)
         for i, prompt in enumerate(texts.prompts):
             if i in failed:
                 continue
@@ -634,7 +536,7 @@ class Embedder:
             ) from error
 
     async def _embed(
-        self, engine: Engine, output: _Output, urgent: bool, show_progress: bool
+        self, engine: Engine, output: Output, urgent: bool, show_progress: bool
     ) -> None:
         """Fill `output`, chunk by chunk, several chunks in flight."""
         prompts = output.plan.prompts
@@ -656,7 +558,7 @@ class Embedder:
                 advance(len(rows) - len(left))
                 rows = left
 
-        chunks = list(_chunks(prompts, self.batch_size, engine))
+        chunks = list(slices(prompts, self.batch_size, engine))
         with _progress(len(prompts), show_progress) as advance:
             if len(chunks) == 1:  # most calls: a task of its own would cost as much as the rest
                 return await embed_chunk(chunks[0])
@@ -681,36 +583,6 @@ def _progress(total: int, shown: bool) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
-def _positions(failures: Iterable[TextError]) -> set[int]:
-    """All positions the errors name."""
-    return {position for failure in failures for position in failure.positions}
-
-
-def _moved_up(vectors: Vectors, rows: NDArray[np.intp]) -> Vectors:
-    """The rows of `vectors` at rising `rows`, moved to its beginning: a corpus is not copied."""
-    if len(rows) < len(vectors):
-        for start in range(0, len(rows), 4096):
-            taken = rows[start : start + 4096]
-            vectors[start : start + len(taken)] = vectors[taken]
-    return vectors[: len(rows)]
-
-
-def _chunks(prompts: list[Prompt], batch_size: int | None, engine: Engine) -> Iterator[slice]:
-    """Consecutive slices within the engine's limits of texts and of estimated tokens."""
-    most = batch_size or engine.chunk_texts
-    start = 0
-    tokens = 0
-    for i, prompt in enumerate(prompts):
-        # About three characters a token in English and code; ids are counted.
-        cost = len(prompt) // 3 + 1 if isinstance(prompt, str) else len(prompt)
-        if i > start and (i - start == most or tokens + cost > engine.chunk_tokens):
-            yield slice(start, i)
-            start, tokens = i, 0
-        tokens += cost
-    if prompts:
-        yield slice(start, len(prompts))
-
-
 def _token_bound(text: str) -> int:
     """The most tokens a text can have, or -1 when a lone surrogate keeps it from having any.
 
@@ -728,69 +600,6 @@ def _check_list(texts: object) -> None:
         raise TextTypeError(
             f"texts is {type(texts).__name__}, not a list of str. For one text write [text]."
         )
-
-
-def _check_types(settings: Mapping[str, Any]) -> None:
-    """Refuse what would fail far from here with an error that names no argument."""
-    texts = {"model", "base_url", "engine", "dtype", "overflow", "on_error"}
-    texts |= {"query_instruction", "document_instruction"}
-    counts = {"batch_size", "max_concurrency", "max_retries"}
-    mappings = {"default_headers", "engine_kwargs"}
-    seconds = {"timeout", "restart_timeout"}
-    kinds = ((str, texts), (int, counts), (int | float, seconds), (Mapping, mappings))
-    for kind, names in kinds:
-        for name in sorted(names):
-            value = settings[name]
-            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-                raise ConfigurationError(
-                    f"{name} is {type(value).__name__}. Pass {getattr(kind, '__name__', 'number')}."
-                )
-
-
-def _engine_kind(engine: str | None, base_url: str | None) -> str:
-    if engine is None:
-        return "server" if base_url else "vllm"
-    if engine not in KINDS:
-        raise ConfigurationError(f"no engine {engine!r}. Use one of {', '.join(KINDS)}, or None.")
-    if (engine == "server") != bool(base_url):
-        raise ConfigurationError(
-            f"engine={engine!r} {'has no' if base_url else 'needs a'} base_url: they contradict "
-            "each other. A server needs one, an engine in this process has none."
-        )
-    return engine
-
-
-def _check_dtype(dtype: str) -> str:
-    if dtype in {"float16", "half"}:
-        raise ConfigurationError(
-            "dtype='float16' overflows to NaN on some texts with these models. Use 'bfloat16' or "
-            "'float32'."
-        )
-    if dtype not in {"auto", "bfloat16", "float32"}:
-        raise ConfigurationError(f"no dtype {dtype!r}. Use 'auto', 'bfloat16' or 'float32'.")
-    return dtype
-
-
-def _check_at_least(name: str, value: float | None, least: float) -> None:
-    if value is not None and not value >= least:
-        raise ConfigurationError(f"{name}={value!r} is too small. Use {least:g} or more.")
-
-
-def _check_no_secret_or_foreign_code(engine_kwargs: Mapping[str, Any]) -> None:
-    """Refuse what would be dumped with the settings, or run a checkpoint's own code."""
-    for name, value in engine_kwargs.items():
-        if isinstance(value, Mapping):
-            _check_no_secret_or_foreign_code(value)
-        if name in {"hf_token", "token", "use_auth_token"} and isinstance(value, str):
-            raise ConfigurationError(
-                f"engine_kwargs[{name!r}] would show in dumps and pickles. Set HF_TOKEN in the "
-                "environment instead."
-            )
-        if name == "trust_remote_code" and value:
-            raise ConfigurationError(
-                "trust_remote_code runs code from the checkpoint, and no Qwen3-Embedding model "
-                "has any. Leave it out."
-            )
 
 
 def _rebuild(cls: type[Embedder], settings: dict[str, Any]) -> Embedder:

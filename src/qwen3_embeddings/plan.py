@@ -1,0 +1,138 @@
+"""One call's way: its texts, what to embed of them, and the vectors as far as they are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3_embeddings import overflow
+from qwen3_embeddings.engines.base import Engine, Prompt
+from qwen3_embeddings.errors import (
+    Computed,
+    InvalidVectorError,
+    Qwen3EmbeddingsError,
+    ServerResponseError,
+    TextError,
+)
+from qwen3_embeddings.matryoshka import Vectors, normalize, truncate
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Checked input: what the engine reads of each text, and the most tokens it can have.
+
+    Texts that `failures` name are not embedded; ``on_error="finish"`` keeps them for the end.
+    """
+
+    prompts: list[str]
+    lengths: list[int]
+    instruction: str
+    urgent: bool
+    failures: list[TextError]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to embed: one prompt a text, or under ``overflow="mean"`` pieces of some texts."""
+
+    prompts: list[Prompt]
+    owners: list[int]
+    weights: list[float]
+    split: bool = False
+
+
+@dataclass
+class Output:
+    """The vectors of a plan's prompts, as far as they are there, and the texts that failed."""
+
+    plan: Plan
+    width: int
+    failures: list[TextError]
+    vectors: Vectors = field(init=False)
+    done: NDArray[np.bool_] = field(init=False)
+    failed: set[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        count = len(self.plan.prompts)
+        self.vectors = np.empty((count, self.width), dtype=np.float32)
+        self.done = np.zeros(count, dtype=bool)
+        self.failed = positions_of(self.failures)
+
+    def left(self, rows: Iterable[int]) -> list[int]:
+        """Of these prompts those without a vector, whose texts have not failed."""
+        return [i for i in rows if not self.done[i] and self.plan.owners[i] not in self.failed]
+
+    def put(self, rows: Sequence[int], vectors: Vectors) -> None:
+        """Take an engine's answer to the prompts `rows`."""
+        if vectors.shape != (len(rows), self.width):
+            raise ServerResponseError(
+                f"the engine answered shape {vectors.shape} for {(len(rows), self.width)}. Check "
+                "that every replica behind base_url serves the same model."
+            )
+        try:
+            self.vectors[rows] = normalize(vectors)
+            self.done[rows] = True
+        except InvalidVectorError as error:
+            good = [i for i in range(len(rows)) if i not in error.positions]
+            self.put([rows[i] for i in good], vectors[good])
+            self.fail(rows, error)
+
+    def fail(self, rows: Sequence[int], error: Qwen3EmbeddingsError) -> None:
+        """Take what an error about the prompts `rows` carries, and the texts it names."""
+        if error.computed is not None:
+            self.put([rows[i] for i in error.computed.positions], error.computed.vectors)
+        if not isinstance(error, TextError) or not error.positions:
+            raise error
+        self.failures.append(error.at(self.plan.owners[rows[i]] for i in error.positions))
+        self.failed.update(self.failures[-1].positions)
+
+    def texts(self, size: int, total: int) -> Computed:
+        """The texts all of whose prompts are done. Call it once: it moves rows."""
+        owners = np.asarray(self.plan.owners, dtype=np.intp)
+        whole = np.flatnonzero(~np.isin(owners, owners[~self.done]))
+        owners = owners[whole]
+        if not self.plan.split:
+            return Computed(owners, _moved_up(self.vectors, whole), total)
+        positions = np.unique(owners)
+        pieces = self.vectors if self.done.all() else self.vectors[whole]
+        try:
+            merged = overflow.merge(pieces, owners, np.asarray(self.plan.weights)[whole])
+            vectors = merged if self.width == size else truncate(merged, size)
+        except InvalidVectorError as error:  # pieces that cancel each other out
+            self.failures.append(error.at(positions[list(error.positions)].tolist()))
+            self.done[np.isin(self.plan.owners, self.failures[-1].positions)] = False
+            return self.texts(size, total)
+        return Computed(positions, vectors, total)
+
+
+def slices(prompts: list[Prompt], batch_size: int | None, engine: Engine) -> Iterator[slice]:
+    """Consecutive slices within the engine's limits of texts and of estimated tokens."""
+    most = batch_size or engine.chunk_texts
+    start = 0
+    tokens = 0
+    for i, prompt in enumerate(prompts):
+        # About three characters a token in English and code; ids are counted.
+        cost = len(prompt) // 3 + 1 if isinstance(prompt, str) else len(prompt)
+        if i > start and (i - start == most or tokens + cost > engine.chunk_tokens):
+            yield slice(start, i)
+            start, tokens = i, 0
+        tokens += cost
+    if prompts:
+        yield slice(start, len(prompts))
+
+
+def positions_of(failures: Iterable[TextError]) -> set[int]:
+    """All positions the errors name."""
+    return {position for failure in failures for position in failure.positions}
+
+
+def _moved_up(vectors: Vectors, rows: NDArray[np.intp]) -> Vectors:
+    """The rows of `vectors` at rising `rows`, moved to its beginning: a corpus is not copied."""
+    if len(rows) < len(vectors):
+        for start in range(0, len(rows), 4096):
+            taken = rows[start : start + 4096]
+            vectors[start : start + len(taken)] = vectors[taken]
+    return vectors[: len(rows)]

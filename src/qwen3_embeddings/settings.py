@@ -1,0 +1,97 @@
+"""Arguments of an embedder, checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qwen3_embeddings.engines.shared import KINDS
+from qwen3_embeddings.errors import ConfigurationError
+
+LEAST = {
+    "batch_size": 1,
+    "max_concurrency": 1,
+    "max_retries": 0,
+    "timeout": 1e-3,
+    "restart_timeout": 0,
+}
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Refuse what each argument by itself cannot be.
+
+    Raises:
+        ConfigurationError: of the first that is wrong.
+    """
+    check_types(settings)
+    for name, least in LEAST.items():
+        check_at_least(name, settings[name], least)
+    check_dtype(settings["dtype"])
+    if settings["on_error"] not in {"stop", "finish"}:
+        raise ConfigurationError(f"no on_error={settings['on_error']!r}. Use 'stop' or 'finish'.")
+    check_no_secret_or_foreign_code(settings["engine_kwargs"] or {})
+
+
+def check_types(settings: Mapping[str, Any]) -> None:
+    """Refuse what would fail far from here with an error that names no argument."""
+    texts = {"model", "base_url", "engine", "dtype", "overflow", "on_error"}
+    texts |= {"query_instruction", "document_instruction"}
+    counts = {"batch_size", "max_concurrency", "max_retries"}
+    mappings = {"default_headers", "engine_kwargs"}
+    seconds = {"timeout", "restart_timeout"}
+    kinds = ((str, texts), (int, counts), (int | float, seconds), (Mapping, mappings))
+    for kind, names in kinds:
+        for name in sorted(names):
+            value = settings[name]
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise ConfigurationError(
+                    f"{name} is {type(value).__name__}. Pass {getattr(kind, '__name__', 'number')}."
+                )
+
+
+def engine_kind(engine: str | None, base_url: str | None) -> str:
+    """The engine that is meant: a server when there is a `base_url`, else vLLM in this process."""
+    if engine is None:
+        return "server" if base_url else "vllm"
+    if engine not in KINDS:
+        raise ConfigurationError(f"no engine {engine!r}. Use one of {', '.join(KINDS)}, or None.")
+    if (engine == "server") != bool(base_url):
+        raise ConfigurationError(
+            f"engine={engine!r} {'has no' if base_url else 'needs a'} base_url: they contradict "
+            "each other. A server needs one, an engine in this process has none."
+        )
+    return engine
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse a precision that is none, or gives no right vectors."""
+    if dtype in {"float16", "half"}:
+        raise ConfigurationError(
+            "dtype='float16' overflows to NaN on some texts with these models. Use 'bfloat16' or "
+            "'float32'."
+        )
+    if dtype not in {"auto", "bfloat16", "float32"}:
+        raise ConfigurationError(f"no dtype {dtype!r}. Use 'auto', 'bfloat16' or 'float32'.")
+
+
+def check_at_least(name: str, value: float | None, least: float) -> None:
+    """Refuse a number that is too small."""
+    if value is not None and not value >= least:
+        raise ConfigurationError(f"{name}={value!r} is too small. Use {least:g} or more.")
+
+
+def check_no_secret_or_foreign_code(engine_kwargs: Mapping[str, Any]) -> None:
+    """Refuse what would be dumped with the settings, or run a checkpoint's own code."""
+    for name, value in engine_kwargs.items():
+        if isinstance(value, Mapping):
+            check_no_secret_or_foreign_code(value)
+        if name in {"hf_token", "token", "use_auth_token"} and isinstance(value, str):
+            raise ConfigurationError(
+                f"engine_kwargs[{name!r}] would show in dumps and pickles. Set HF_TOKEN in the "
+                "environment instead."
+            )
+        if name == "trust_remote_code" and value:
+            raise ConfigurationError(
+                "trust_remote_code runs code from the checkpoint, and no Qwen3-Embedding model "
+                "has any. Leave it out."
+            )
