@@ -401,7 +401,29 @@ def test_a_query_passes_documents_longer_than_a_step(checkpoint: str) -> None:
             assert not documents.done()
             assert documents.result().shape == (20, 128)
         assert max(held) <= 2, "a document, and perhaps the query on top of it"
-        assert thread._held == 0
+        assert not any(thread._held.values())
+
+
+def test_queries_without_end_do_not_stop_documents(checkpoint: str) -> None:
+    """More queries wait than a step holds, and go first; documents get on nevertheless."""
+    steps = {"max_num_batched_tokens": 64, "max_num_seqs": 16}
+    over = threading.Event()
+
+    def ask(number: int) -> None:
+        while not over.is_set():
+            embedder.encode_query([f"query {number} " + "word " * 10])
+
+    with (
+        Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as embedder,
+        ThreadPoolExecutor(9) as pool,
+    ):
+        for number in range(8):
+            pool.submit(ask, number)
+        documents = pool.submit(embedder.encode_document, ["word " * 20] * 10)
+        try:
+            assert documents.result(timeout=60).shape == (10, 128)
+        finally:
+            over.set()
 
 
 def test_nothing_starts_before_the_first_call(checkpoint: str) -> None:

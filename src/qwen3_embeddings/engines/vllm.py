@@ -190,7 +190,7 @@ class _EngineThread(threading.Thread):
         self._jobs: set[_Job] = set()  # taken from the inbox and not answered
         self._lines: dict[bool, deque[_Job]] = {True: deque(), False: deque()}  # by `urgent`
         self._mixed_until = 0.0
-        self._held = 0  # tokens of the prompts the core has been given and not answered
+        self._held = {True: 0, False: 0}  # tokens the core was given and has not answered
         self._rows: dict[str, tuple[_Job, int]] = {}  # by request: whose row it is
         self._ids = itertools.count()
         self._gate = threading.Lock()
@@ -298,7 +298,7 @@ class _EngineThread(threading.Thread):
         """Give the core what its next step should hold: queries, then documents.
 
         What it still holds counts (texts longer than a step, steps under way): a query would wait
-        behind that. Queries may come on top of it.
+        behind that. Queries may come on top of it; so may one document, lest they never stop.
         """
         tokens, texts = self._built.step_tokens, self._built.step_texts
         if self._lines[False] and time.monotonic() < self._mixed_until:
@@ -308,7 +308,8 @@ class _EngineThread(threading.Thread):
             while line and texts:
                 job = line[0]
                 ids = job.prompts[len(job.request_ids)]
-                if self._held and self._held + len(ids) > most:
+                held = sum(self._held.values())
+                if (held if urgent else self._held[False]) and held + len(ids) > most:
                     break
                 self._add(core, job, ids)
                 texts -= 1
@@ -319,7 +320,7 @@ class _EngineThread(threading.Thread):
         request_id = str(next(self._ids))
         self._rows[request_id] = (job, len(job.request_ids))
         job.request_ids.append(request_id)
-        self._held += len(ids)
+        self._held[job.urgent] += len(ids)
         core.add_request(self._built.request(request_id, ids))
 
     def _drop(self, core: Any, job: _Job) -> None:
@@ -330,7 +331,7 @@ class _EngineThread(threading.Thread):
         for request_id, ids in zip(job.request_ids, job.prompts, strict=False):
             if self._rows.pop(request_id, None) is not None:
                 unfinished.append(request_id)
-                self._held -= len(ids)
+                self._held[job.urgent] -= len(ids)
         if unfinished:
             core.abort_requests(unfinished)
 
@@ -338,7 +339,7 @@ class _EngineThread(threading.Thread):
         job, row = self._rows.pop(output.request_id, (None, 0))
         if job is None:
             return
-        self._held -= len(job.prompts[row])
+        self._held[job.urgent] -= len(job.prompts[row])
         job.rows[row] = output.pooling_output
         job.missing -= 1
         if not job.missing:
