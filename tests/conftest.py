@@ -172,7 +172,7 @@ def run_script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunScript]:
     orders = forking.stdin
     assert orders is not None
 
-    def run(script: str, *arguments: str, seconds: float = 400, **environment: str) -> Ended:
+    def run(script: str, *arguments: str, seconds: float = 600, **environment: str) -> Ended:
         folder = base / str(next(numbers))
         folder.mkdir()
         job = {"folder": str(folder), "script": textwrap.dedent(script)}

@@ -48,7 +48,7 @@ def ended(
 
     def run(script: str) -> Ended:
         one_core = {"VLLM_CPU_OMP_THREADS_BIND": "0|0"} if script is WORKERS else {}
-        return run_script(script, checkpoint, str(expected), seconds=500, **one_core)
+        return run_script(script, checkpoint, str(expected), **one_core)
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(scripts, pool.map(run, scripts.values()), strict=True))
@@ -339,7 +339,7 @@ INTERRUPTS = """
 def test_ctrl_c_at_random_moments(checkpoint: str, run_script: RunScript) -> None:
     """Hazard 2, at any bytecode: calls end or are interrupted, and no vector is ever wrong."""
     seed = str(time.time_ns() % 10**6)
-    done = run_script(INTERRUPTS, checkpoint, seed, str(SIGNALS), seconds=400 + SIGNALS)
+    done = run_script(INTERRUPTS, checkpoint, seed, str(SIGNALS), seconds=600 + SIGNALS)
     assert done.returncode == 0, f"seed {seed}: {done.stdout}\n{done.stderr[-3000:]}"
     print(done.stdout)
 
