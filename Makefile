@@ -47,9 +47,9 @@ $(SERVERS)/installed: tools/servers/install.sh
 	PYTHON=$(PYTHON) tools/servers/install.sh $(SERVERS)
 	touch $@
 
-# The random tests of processes for longer: 10,000 calls, a minute of signals.
+# The random tests of processes for longer: 10,000 calls, 300 signals.
 soak: install
-	QWEN3_SOAK_CALLS=10000 QWEN3_SOAK_SECONDS=60 $(BIN)/python -m pytest -s \
+	QWEN3_SOAK_CALLS=10000 QWEN3_SOAK_SIGNALS=300 $(BIN)/python -m pytest -s \
 	  tests/test_faults_process.py -k "leave_nothing_behind or random_moments"
 
 fuzz: install

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -42,32 +43,35 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def server(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """One real vLLM server a session; it takes a minute to start."""
-    log = tmp_path_factory.mktemp("server") / "log"
+    with running_server(checkpoint, tmp_path_factory.mktemp("server") / "log") as running:
+        yield running
+
+
+@contextlib.contextmanager
+def running_server(checkpoint: str, log: Path, *flags: str) -> Iterator[RunningServer]:
+    """`qwen3-embeddings serve`, with further flags for vLLM, until the block ends.
+
+    On a CPU vLLM would put the model into a third process, which takes as long to start as the
+    other two; here the engine's own does. tests/test_serve.py has a server with all of them.
+    """
     running = RunningServer(f"http://127.0.0.1:{free_port()}/v1", "sesame-street-123", "tiny")
-    process = start_vllm_server(checkpoint, running, log)
+    command = [
+        *(sys.executable, "-m", "qwen3_embeddings", "serve", checkpoint),
+        *("--port", running.base_url.split(":")[-1].removesuffix("/v1"), "--dtype", "float32"),
+        *("--served-model-name", running.model, *flags),
+    ]
+    environment = os.environ | {
+        "QWEN3_EMBEDDINGS_API_KEY": running.api_key,
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     try:
         wait_until_healthy(running.base_url.removesuffix("/v1"), process, log)
         yield running
     finally:
         process.terminate()
         process.wait(timeout=30)
-
-
-def start_vllm_server(
-    checkpoint: str, running: RunningServer, log: Path, *flags: str
-) -> subprocess.Popen[bytes]:
-    """`qwen3-embeddings serve`, with further flags for vLLM; to stop it, terminate it."""
-    port = running.base_url.split(":")[-1].removesuffix("/v1")
-    command = [
-        *(sys.executable, "-m", "qwen3_embeddings", "serve", checkpoint),
-        *("--port", port, "--dtype", "float32", "--served-model-name", running.model),
-        *flags,
-    ]
-    key = {"QWEN3_EMBEDDINGS_API_KEY": running.api_key}
-    with log.open("wb") as file:
-        return subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | key
-        )
 
 
 def wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

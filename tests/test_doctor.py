@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from conftest import RunningServer, free_port, start_vllm_server, wait_until_healthy
+from conftest import RunningServer, free_port
 from qwen3_embeddings import Embedder, Finding, Report
 from qwen3_embeddings.cli import main
 from qwen3_embeddings.doctor import checks
@@ -346,29 +346,6 @@ async def test_metrics_that_are_no_http() -> None:
 
 
 # Servers, started wrongly.
-
-
-@pytest.fixture(scope="module")
-def wrong_server(
-    checkpoint: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningServer]:
-    """A real vLLM server with four faults: tokenizer, activation, Matryoshka, a borrowed name."""
-    folder = tmp_path_factory.mktemp("wrong-server")
-    model = with_tokenizer(checkpoint, folder / "checkpoint", append_nothing)
-    running = RunningServer(f"http://127.0.0.1:{free_port()}/v1", "sesame-street-123", "tiny")
-    process = start_vllm_server(
-        model,
-        running,
-        folder / "log",
-        *("--served-model-name", "tiny", "Qwen/Qwen3-Embedding-0.6B", "--hf-overrides", "{}"),
-        *("--pooler-config", '{"use_activation": false}'),
-    )
-    try:
-        wait_until_healthy(running.base_url.removesuffix("/v1"), process, folder / "log")
-        yield running
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
 
 
 def examine(server: RunningServer, **arguments: Any) -> Report:

@@ -172,7 +172,7 @@ def loud(environment: dict[str, str], *settings: str) -> list[str]:
     """What a run with every logger at DEBUG and asyncio in debug mode writes, by line."""
     import os
 
-    command = [sys.executable, "-X", "dev", "-W", "ignore", "-c", textwrap.dedent(LOUD)]
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(LOUD)]
     done = subprocess.run(
         [*command, TEXT, *settings],
         capture_output=True,

@@ -199,7 +199,8 @@ def served(
         wait_until_healthy(running.base_url.removesuffix("/v1"), process, log)
         yield running, process
     finally:
-        process.kill()
+        process.terminate()
+        process.wait(timeout=30)
 
 
 def test_a_server_with_a_default_size_until_it_is_killed(
