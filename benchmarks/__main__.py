@@ -52,7 +52,8 @@ def main(arguments: Sequence[str]) -> None:
         results = json.loads(Path(options.json).read_text(encoding="utf-8"))
     results.setdefault("machine", machine())
     with tempfile.TemporaryDirectory() as folder:
-        if not (options.model or options.url) and options.what in {"bulk", "server", "all"}:
+        given = options.what == "server" and options.url
+        if not (options.model or given) and options.what in {"bulk", "server", "all"}:
             options.model = str(write_checkpoint(folder))
             print("no --model: a tiny random checkpoint is measured, overhead rather than speed")
         for name in list(MEASURE) if options.what == "all" else [options.what]:
@@ -88,7 +89,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     option("--clients", type=int, nargs="+", default=[1, 16, 64, 256])
     option("--seconds", type=float, default=8.0, help="seconds a closed loop (8)")
     option("--also", nargs="*", default=["bulk", "mixed"], help="server: bulk, mixed (both)")
-    option("--size", type=int, default=1024, help="client: numbers a vector (1024)")
+    option("--size", type=int, default=1024, help="client, scale: numbers a vector (1024)")
     option("--counts", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000],
            help="scale: numbers of texts (1000 to 1000000)")  # fmt: skip
     option("--json", default="benchmarks.json", metavar="FILE")

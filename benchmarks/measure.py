@@ -27,10 +27,8 @@ WORDS, TOKENS = 80, 135
 tokenizer: with a checkpoint that has another one, as many words are taken as make those tokens."""
 
 
-def words_for(model: str | None, tokens: int) -> int:
-    """How many words make about so many tokens; `WORDS` where the checkpoint is not known."""
-    if model is None:
-        return WORDS
+def words_for(model: str, tokens: int) -> int:
+    """How many words make about so many tokens."""
     from transformers import AutoTokenizer
 
     sample = take(50, WORDS, -1)
@@ -65,7 +63,8 @@ def bulk(options: Options) -> dict[str, Any]:
 def server(options: Options) -> dict[str, Any]:
     """Through a server: single queries by number of clients, bulk, and both at once."""
     contender = THROUGH_SERVER[options["only"]](options["url"], options["model"])
-    seconds, words = options["seconds"], words_for(options["checkpoint"], TOKENS)
+    seconds, model = options["seconds"], options["checkpoint"]
+    words = words_for(model, TOKENS) if model else WORDS
     contender.documents(take(256, words, seed=-1))
     figures: dict[str, Any] = {"words": words, "clients": {}}
     for clients in options["clients"]:

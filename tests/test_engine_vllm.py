@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import signal
 import threading
@@ -380,26 +381,29 @@ def test_a_query_passes_documents_longer_than_a_step(checkpoint: str) -> None:
         assert not any(thread._held.values())
 
 
-def test_queries_without_end_do_not_stop_documents(checkpoint: str) -> None:
+@pytest.mark.parametrize("texts", [1, 2, 16], ids=["one text", "two texts", "few tokens"])
+def test_queries_without_end_do_not_stop_documents(checkpoint: str, texts: int) -> None:
     """More queries wait than a step holds, and go first; documents get on nevertheless."""
-    steps = {"max_num_batched_tokens": 64, "max_num_seqs": 16}
+    steps = {"max_num_batched_tokens": 64, "max_num_seqs": texts}
     over = threading.Event()
 
-    def ask(number: int) -> None:
-        while not over.is_set():
+    def ask(number: int) -> int:
+        for count in itertools.count():
+            if over.is_set():
+                return count
             embedder.encode_query([f"query {number} " + "word " * 10])
 
     with (
         Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as embedder,
         ThreadPoolExecutor(9) as pool,
     ):
-        for number in range(8):
-            pool.submit(ask, number)
+        queries = [pool.submit(ask, number) for number in range(8)]
         documents = pool.submit(embedder.encode_document, ["word " * 20] * 10)
         try:
-            assert documents.result(timeout=60).shape == (10, 128)
+            assert documents.result(timeout=120).shape == (10, 128)
         finally:
             over.set()
+        assert min(future.result() for future in queries) > 0
 
 
 def test_nothing_starts_before_the_first_call(checkpoint: str) -> None:

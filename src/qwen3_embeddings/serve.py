@@ -29,7 +29,7 @@ from qwen3_embeddings.profiles import GIB, Device, engine_arguments, this_device
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 STEP_TOKENS = 8192
 """Most tokens of a step: a query waits for two of them. On an H100 steps of 32,768 gave 8 % more
-documents a second, and queries beside them four times the latency (docs/performance.md)."""
+documents a second, and queries beside them two to four times the latency (docs/performance.md)."""
 STOP_SECONDS = 20
 """How long a server that is told to stop may take: told while it starts, vLLM may hang."""
 
