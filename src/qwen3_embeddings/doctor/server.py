@@ -76,9 +76,9 @@ async def authentication(subject: Subject) -> Finding:
         "warning",
         f"answer without a key: {', '.join(answering)}",
         "Whoever reaches the port can use them: embed, fill the queue, or read what they tell.",
-        "Let only the routes under /v1 (and /tokenize from hosts you trust) through a reverse "
-        "proxy; vLLM's --api-key guards /v1 and /v2 alone. Without a key: --api-key, or bind to "
-        "127.0.0.1.",
+        "Let only the routes under /v1 (and /tokenize and /version from hosts you trust) through "
+        "a reverse proxy; vLLM's --api-key guards /v1 and /v2 alone. Without a key: --api-key, or "
+        "bind to 127.0.0.1.",
     )
 
 
