@@ -28,7 +28,7 @@ from qwen3_embeddings.doctor.examine import CHECKS
 from qwen3_embeddings.engines.base import Engine, Prompt
 from qwen3_embeddings.engines.reference import ReferenceEngine
 from qwen3_embeddings.engines.server import ServerEngine
-from qwen3_embeddings.errors import TextTooLongError
+from qwen3_embeddings.errors import TextRefusedError, TextTooLongError
 from qwen3_embeddings.matryoshka import Vectors
 from qwen3_embeddings.testing import write_checkpoint
 
@@ -288,6 +288,20 @@ async def test_a_server_that_refuses_what_it_promises(checkpoint: str) -> None:
     assert (await checks.context(subject)).status == "warning"
     untold = replace(subject, served=replace(subject.served, context=None))
     assert (await checks.context(untold)).status == "ok"
+
+
+class TextsOnly(ReferenceEngine):
+    """The reference, refusing token ids as infinity-emb does."""
+
+    async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
+        if any(not isinstance(prompt, str) for prompt in prompts):
+            raise TextRefusedError("no ids.")
+        return await super().embed(prompts, dimensions, urgent)
+
+
+async def test_pooling_without_token_ids_cannot_be_told(checkpoint: str) -> None:
+    with pytest.raises(checks.CannotTellError, match="the mean takes token ids"):
+        await checks.pooling(await subject_of(TextsOnly(checkpoint, dtype="float32")))
 
 
 @pytest.mark.parametrize(

@@ -445,6 +445,36 @@ def test_a_server_without_a_model_list(fake: FakeServer) -> None:
     assert Embedder(base_url=URL, model="given").start().model == "given"
 
 
+@pytest.mark.parametrize(
+    ("version", "context"),
+    [
+        ({"json": {"version": "0.31.0"}}, 511),
+        ({"json": {"version": "0.32.0+cpu"}}, 512),
+        ({"json": {"version": "1.0"}}, 512),
+        ({"json": {"version": 32}}, 511),
+        ({"content": b"\xff"}, 511),
+        ({"status_code": 404}, 511),
+        ({"status_code": 502}, 511),
+    ],
+)
+def test_the_last_token_of_the_context_before_vllm_0_32(
+    fake: FakeServer, version: dict[str, Any], context: int
+) -> None:
+    """There it can hang for ever (tests/other_servers.py has a real one); so it might untold."""
+    listing = {"data": [{"id": "m", "max_model_len": 512, "owned_by": "vllm"}]}
+    fake.router.get(f"{URL}/models").respond(json=listing)
+    fake.router.get("http://embeddings.test/version").respond(**version)
+    embedder = embedder_of(fake, max_retries=0)
+    assert embedder.start().context == context
+    tokens = {"tokens": list(range(512))}
+    fake.router.post("http://embeddings.test/tokenize").respond(json=tokens)
+    if context == 512:
+        embedder.encode_document(["a" * 600])
+    else:
+        with pytest.raises(TextTooLongError, match="over the context of 511"):
+            embedder.encode_document(["a" * 600])
+
+
 def test_a_smaller_default_size_of_the_server(fake: FakeServer) -> None:
     """No size means the native one: the same vectors on every road."""
     listing = {"data": [{"id": "m", "root": "Qwen/Qwen3-Embedding-0.6B", "max_model_len": 600}]}

@@ -309,6 +309,7 @@ LASTING: dict[str, tuple[Fault, type[Qwen3EmbeddingsError], dict[str, Any]]] = {
     "429": (status(429, retry_after="0"), ServerBusyError, {"max_retries": 1}),
     "503": (status(503), ServerBusyError, {"max_retries": 1}),
     "500": (status(500), ServerBusyError, {"max_retries": 1}),
+    "501": (status(501), ServerResponseError, {}),
     "everything refused": (status(400), ServerRefusedError, {}),
     "half as whole": (half_as_whole, ServerResponseError, {}),
     "a row too few": (a_row_too_few, ServerResponseError, {}),

@@ -297,7 +297,8 @@ def test_nobody_can_ask_for_code_in_a_checkpoint(engine: str, engine_kwargs: Any
 
 # The decoder: tools/fuzz/decoder.py does the same for longer.
 
-NAMES = ["data", "index", "embedding", "id", "root", "max_model_len", "tokens", "error", "message"]
+NAMES = ["data", "index", "embedding", "id", "root", "max_model_len", "tokens", "version"]
+NAMES += ["error", "message"]
 NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([1e38, 1e300, 10**400, -1]))
 CELLS = st.one_of(
     st.lists(st.floats(width=32), max_size=4),
@@ -348,6 +349,7 @@ def test_any_bytes_are_models_tokens_and_a_message_or_a_typed_error(body: bytes)
     for row in answer_of(wire.read_models, body) or []:
         row["id"].encode()
     assert all(type(token) is int for token in answer_of(wire.read_tokens, body) or [])
+    assert min(wire.read_version(body)) >= 0
     said = http._message(httpx.Response(400, content=body))
     said.encode()
     assert len(said) <= 500

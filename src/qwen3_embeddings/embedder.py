@@ -460,6 +460,11 @@ class Embedder:
 
     def _check_served(self, texts: Texts, served: Served) -> None:
         """Refuse what this engine would answer with the vectors of other texts."""
+        if served.context is None and self.overflow != "error":
+            raise ConfigurationError(
+                f"overflow={self.overflow!r} needs the context, and this server does not tell its "
+                "own. Use overflow='error' and split the texts, or a vLLM or llama.cpp server."
+            )
         altered = [i for i, prompt in enumerate(texts.prompts) if prompt != prompt.strip()]
         if served.strips and altered:
             said = (
@@ -467,11 +472,6 @@ class Embedder:
                 "another text. Strip the text yourself, or use a server that reads it as it is."
             )
             self._keep(texts.failures, TextError(said, altered))
-        if served.context is None and self.overflow != "error":
-            raise ConfigurationError(
-                f"overflow={self.overflow!r} needs the context, and this server does not tell its "
-                "own. Use overflow='error' and split the texts, or a vLLM or llama.cpp server."
-            )
 
     async def _plan(self, engine: Engine, texts: Texts, context: int | None) -> Plan:
         """What to embed of each text, after the overflow policy.

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# The servers of tests/other_servers.py, each in a folder of its own under $1. Some 6 GB and, on two
-# cores, half an hour: llama.cpp is compiled (cmake, ninja and a C++ compiler must be there).
+# The servers of tests/other_servers.py, each in a folder of its own under $1. Some 5 GB and, on two
+# cores, half an hour: llama.cpp is compiled.
 #
 #   PYTHON  interpreter to make the environments from
 set -euo pipefail
 cd "${1:?where to}"
+for tool in cmake ninja g++; do
+  command -v "$tool" > /dev/null || { echo "no $tool: apt-get install cmake ninja-build g++"; exit 1; }
+done
 PYTHON=${PYTHON:-python3}
 
 environment() { # NAME: a virtual environment, once
@@ -34,4 +37,5 @@ if [ ! -x llama.cpp/build/bin/llama-server ]; then
     -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF \
     -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF
   cmake --build llama.cpp/build --target llama-server llama-quantize
+  rm -r llama_cpp_python-0.3.36 llama_cpp_python-0.3.36.tar.gz
 fi

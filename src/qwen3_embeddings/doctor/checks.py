@@ -21,6 +21,7 @@ from qwen3_embeddings.engines.server import ServerEngine
 from qwen3_embeddings.errors import (
     Qwen3EmbeddingsError,
     ServerRefusedError,
+    TextRefusedError,
     TextTooLongError,
 )
 from qwen3_embeddings.instructions import TASKS, instruct
@@ -38,6 +39,9 @@ QUANTISED = 5e-2
 
 LONG = 8192
 """Tokens of the longest text sent to see that a text within the context is read whole."""
+
+REFUSALS = (TextTooLongError, TextRefusedError, ServerRefusedError)
+"""What a server says that does not take a prompt."""
 
 FEW = 256
 """Different numbers in all rows together that eight bits can hold; bfloat16 gives over 1000."""
@@ -159,7 +163,7 @@ async def context(subject: Subject) -> Finding:
     inside = max(2, min(limit - 8, LONG))
     try:
         fault = "" if await _reads_whole(subject, inside) else f"a text of {inside} tokens"
-    except (TextTooLongError, ServerRefusedError) as error:
+    except REFUSALS as error:
         if subject.served.context is None:
             return Finding("context", "ok", f"a text of {inside} tokens is refused")
         return Finding(
@@ -177,7 +181,7 @@ async def context(subject: Subject) -> Finding:
                 said += f"texts of more than {limit} tokens are taken"
                 return Finding("context", "ok", said)
             fault = f"a text over {limit} tokens"
-        except (TextTooLongError, ServerRefusedError):
+        except REFUSALS:
             return Finding("context", "ok", said + f"one over {limit} is refused")
     return Finding(
         "context",
@@ -295,7 +299,8 @@ async def end_token(subject: Subject) -> Finding:
     )
     if nothing <= SAME:
         said = "'1' and '11111111' have one vector: no end token is appended, or it is not pooled"
-        return Finding("end token", "failure", said, effect, remedy)
+        pooled = " If pooling fails too, mend that first."
+        return Finding("end token", "failure", said, effect, remedy + pooled)
     if other <= SAME:
         return Finding("end token", "ok", f"{end} is appended, and nothing else")
     return Finding(
@@ -322,7 +327,7 @@ async def pooling(subject: Subject) -> Finding:
     run = min(31, subject.context - 1)  # more would dilute the last token of trained weights too
     try:
         moved = await subject.distance([one], [one] * run + [other])
-    except ServerRefusedError as error:
+    except REFUSALS as error:
         raise CannotTellError(
             "not the first token; to tell the last from the mean takes token ids, which this "
             f"server refuses ({error}), or --reference"
@@ -385,11 +390,13 @@ async def token_ids(subject: Subject) -> Finding:
     if apart <= SAME and end == end[:1] * 2 and ids[-1] == end[0]:
         return Finding("token ids", "ok", f"a query and its {len(ids)} token ids have one vector")
     last = ids[-1] if ids else None
+    said = f"the last id of a query is {last}, and {models.END_TOKEN} is tokenized as {end}"
+    if apart > SAME:
+        said = f"a query and its token ids differ by 1-cos = {apart:.2g}; {said}"
     return Finding(
         "token ids",
         "failure",
-        f"a query and its token ids differ by 1-cos = {apart:.2g}; the last id is {last}, and "
-        f"{models.END_TOKEN} is tokenized as {end}",
+        said,
         "overflow='truncate' and 'mean' work on these ids: over-long texts get wrong vectors.",
         "Serve model and tokenizer from one checkpoint, with the published tokenizer.json.",
     )
@@ -423,7 +430,8 @@ async def matryoshka(subject: Subject) -> Finding:
         "warning",
         f"size {named}: the server refuses or ignores `dimensions`; cut and renormalised here",
         "This package's vectors are right; other clients get no smaller size.",
-        """vLLM: --hf-overrides '{"is_matryoshka": true}'. llama.cpp cannot.""",
+        """vLLM: --hf-overrides '{"is_matryoshka": true}'. llama.cpp cannot: cut and renormalise """
+        "in those clients.",
     )
 
 
@@ -480,6 +488,6 @@ async def reference(subject: Subject) -> Finding:
         said,
         "Quantised weights cost that much; do not mix these vectors with others in one index."
         if quantised
-        else "These are not the vectors of that checkpoint.",
-        "Look at the findings above; serve the same weights unquantised.",
+        else "Not that checkpoint's vectors, or quantised so far that texts rank otherwise.",
+        "Look at the findings above; serve the same weights, unquantised or in more bits.",
     )

@@ -75,10 +75,10 @@ async def authentication(subject: Subject) -> Finding:
         check,
         "warning",
         f"answer without a key: {', '.join(answering)}",
-        "Whoever reaches the port can embed, read what it tells, and fill its queue.",
-        "Let only the routes under /v1 (and /tokenize from hosts you trust) through a reverse "
-        "proxy; vLLM's --api-key guards /v1 and /v2 alone. Without a key: --api-key, or bind to "
-        "127.0.0.1.",
+        "Whoever reaches the port can use them: embed, fill the queue, or read what they tell.",
+        "Let only the routes under /v1 (and /tokenize and /version from hosts you trust) through "
+        "a reverse proxy; vLLM's --api-key guards /v1 and /v2 alone. Without a key: --api-key, or "
+        "bind to 127.0.0.1.",
     )
 
 

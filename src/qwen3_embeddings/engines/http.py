@@ -381,16 +381,16 @@ def _status_error(status: int, url: str, said: str, told: str) -> Qwen3Embedding
             f"over the server's context ({told}). Pass overflow='truncate' or overflow='mean', or "
             "split the text."
         )
+    if status in {404, 405, 501} or 300 <= status < 400:
+        return ServerResponseError(
+            f"{url} is not an embeddings route ({status}: {told}). Check that base_url is the "
+            "server's OpenAI-compatible root, usually ending in /v1; redirects are not followed.",
+            status,
+        )
     if status in _PASSING or status >= 500:
         return ServerBusyError(
             f"{url} stayed unavailable through every retry ({status}: {told}). Try later, lower "
             "max_concurrency, or look into the server's log.",
-            status,
-        )
-    if status in {404, 405} or 300 <= status < 400:
-        return ServerResponseError(
-            f"{url} is not an embeddings route ({status}: {told}). Check that base_url is the "
-            "server's OpenAI-compatible root, usually ending in /v1; redirects are not followed.",
             status,
         )
     return ServerRefusedError(

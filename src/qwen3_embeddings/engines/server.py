@@ -48,6 +48,9 @@ QUERIES_A_REQUEST = 4
 """Most queries of several callers in one request. Its HTTP process takes vLLM one to three
 milliseconds a text, less the more share a request, and several processes share several requests; of
 1, 2, 4, 8 and 16 this was the fastest on an H100 (docs/performance.md)."""
+FULL_CONTEXT = (0, 32)
+"""First version of vLLM that always finishes an input as long as its context: an earlier one never
+does when the input takes several steps (vllm-project/vllm#48039)."""
 
 
 @dataclass(eq=False)
@@ -353,8 +356,22 @@ class ServerEngine:
             return self.model, self.model, None, names
         if not matches:
             raise _not_served(self.base_url, names, None)
-        name = matches[0]["id"]
-        return name, matches[0].get("root") or name, _context(matches[0]), names
+        name, context = matches[0]["id"], _context(matches[0])
+        if context and matches[0].get("owned_by") == "vllm":
+            version = await self._version()
+            if version < FULL_CONTEXT:
+                logger.info("vLLM %s may hang on %d tokens: one less here", version, context)
+                context -= 1
+        return name, matches[0].get("root") or name, context, names
+
+    async def _version(self) -> tuple[int, int]:
+        """The server's version; (0, 0) where it is not told, as behind a gateway."""
+        try:
+            url = self.base_url.removesuffix("/v1") + "/version"
+            answer = await self._connection.send("GET", url)
+        except ServerError:
+            return 0, 0
+        return wire.read_version(answer.content)
 
     async def _request(
         self, name: str, prompts: list[Prompt], dimensions: int | None, urgent: bool = True

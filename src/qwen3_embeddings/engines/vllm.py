@@ -435,6 +435,9 @@ def _build(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Any, _
         )
     if finalizer := getattr(core, "_finalizer", None):
         finalizer.atexit = False  # else vLLM shuts down at exit under a thread that still steps
+    # As vLLM does itself from 0.32 on (vllm-project/vllm#48039). With room kept for a sampled token
+    # an input as long as the context is never finished when it takes several steps.
+    core.engine_core.scheduler.num_sampled_tokens_per_step = 0
     size = model.dimensions
     scheduler = config.scheduler_config
     return core, _Built(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 import reprlib
 from typing import Any
 
@@ -147,6 +148,14 @@ def read_tokens(body: bytes) -> list[int]:
             f"/tokenize does not answer token ids as vLLM's does: {_kind(body)}."
         ) from None
     return ids
+
+
+def read_version(body: bytes) -> tuple[int, int]:
+    """The first two numbers of a ``/version`` answer; (0, 0) of any other answer."""
+    value = _parse(body)
+    said = value.get("version") if isinstance(value, dict) else None
+    numbers = re.match(r"(\d{1,9})\.(\d{1,9})", said) if isinstance(said, str) else None
+    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 
 def _parse(body: bytes) -> Any:
