@@ -180,13 +180,12 @@ def run_script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunScript]:
         orders.write(json.dumps(job) + "\n")  # in one piece: threads call
         orders.flush()
         deadline = time.monotonic() + seconds
-        while not (folder / "ended").exists() and time.monotonic() < deadline:
-            assert forking.poll() is None, (base / "log").read_text()
-            time.sleep(0.05)
-        session = int((folder / "session").read_text())
-        left = session_members(session)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(session, signal.SIGKILL)
+        try:
+            while not (folder / "ended").exists() and time.monotonic() < deadline:
+                assert forking.poll() is None, (base / "log").read_text()
+                time.sleep(0.05)
+        finally:
+            left = end_session(folder / "session")
         out, err = ((folder / name).read_text() for name in ("stdout", "stderr"))
         assert (folder / "ended").exists(), f"it hangs: {out}\n{err[-3000:]}"
         return Ended(int((folder / "ended").read_text()), out, err, left)
@@ -195,6 +194,19 @@ def run_script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunScript]:
     orders.close()
     forking.kill()  # it would only take its modules down
     forking.wait()
+
+
+def end_session(leader: Path) -> list[int]:
+    """Kill a session whose leader's number is in a file; who did not end by himself in time."""
+    if not leader.exists():
+        return []
+    session = int(leader.read_text())
+    deadline = time.monotonic() + 5
+    while (left := session_members(session)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(session, signal.SIGKILL)
+    return left
 
 
 def session_members(session: int) -> list[int]:

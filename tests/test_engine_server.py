@@ -453,7 +453,7 @@ def test_a_server_without_a_model_list(fake: FakeServer) -> None:
         ({"json": {"version": "1.0"}}, 512),
         ({"json": {"version": 32}}, 511),
         ({"content": b"\xff"}, 511),
-        ({"status_code": 404}, 511),
+        ({"status_code": 404, "json": {"version": "2.0"}}, 511),
         ({"status_code": 502}, 511),
     ],
 )
@@ -463,9 +463,10 @@ def test_the_last_token_of_the_context_before_vllm_0_32(
     """There it can hang for ever (tests/other_servers.py has a real one); so it might untold."""
     listing = {"data": [{"id": "m", "max_model_len": 512, "owned_by": "vllm"}]}
     fake.router.get(f"{URL}/models").respond(json=listing)
-    fake.router.get("http://embeddings.test/version").respond(**version)
-    embedder = embedder_of(fake, max_retries=0)
+    asked = fake.router.get("http://embeddings.test/version").respond(**version)
+    embedder = embedder_of(fake, max_retries=3)
     assert embedder.start().context == context
+    assert asked.call_count == 1, "no start waits for it"
     tokens = {"tokens": list(range(512))}
     fake.router.post("http://embeddings.test/tokenize").respond(json=tokens)
     if context == 512:

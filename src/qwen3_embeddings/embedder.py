@@ -334,7 +334,8 @@ class Embedder:
         It changes with anything that can change a vector (model, size, instruction, precision,
         overflow policy, engine arguments) and with nothing else: the same model gives the same
         vectors on every engine. Roles that embed alike share it. With `model` left out the
-        server is asked.
+        server is asked. Over-long texts that `overflow` cuts are the exception: where a server's
+        context is shorter than the model's, they are cut sooner.
         """
         name = self.model or self.start().model
         shape = models.known_shape(name)

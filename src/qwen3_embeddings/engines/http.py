@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import math
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LOOK_SECONDS = 5.0
+"""How long a start waits for a route that a server need not have."""
 _PASSING = frozenset({408, 429, 500})
 _DOWN = frozenset({502, 503, 504})  # what a proxy says while the server behind it restarts
 _Outlook = Literal["final", "passing", "down"]
@@ -143,6 +146,15 @@ class Connection:
         if isinstance(answer, ServerError):
             raise answer
         return answer
+
+    async def look(self, url: str) -> bytes | None:
+        """What an optional route answers to one GET in `LOOK_SECONDS`; None when it does not."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                answer, _ = await self._attempt("GET", url, None)
+                if not isinstance(answer, ServerError) and answer.status_code == 200:
+                    return answer.content
+        return None
 
     async def answers_strangers(self, url: str, body: dict[str, Any] | None) -> bool:
         """Whether `url` lets a request without key or headers through: a POST, or a GET.

@@ -366,12 +366,8 @@ class ServerEngine:
 
     async def _version(self) -> tuple[int, int]:
         """The server's version; (0, 0) where it is not told, as behind a gateway."""
-        try:
-            url = self.base_url.removesuffix("/v1") + "/version"
-            answer = await self._connection.send("GET", url)
-        except ServerError:
-            return 0, 0
-        return wire.read_version(answer.content)
+        told = await self._connection.look(self.base_url.removesuffix("/v1") + "/version")
+        return wire.read_version(told or b"")
 
     async def _request(
         self, name: str, prompts: list[Prompt], dimensions: int | None, urgent: bool = True
