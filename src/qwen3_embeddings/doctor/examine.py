@@ -49,9 +49,8 @@ async def examine(
     findings = [Finding("reachable", "ok", f"{served.engine} engine, {served.model}")]
     for name, check in CHECKS.items():
         pooled = any(f.check == "pooling" and f.status == "failure" for f in findings)
-        if (
-            name in {"unaltered", "context"} and pooled
-        ):  # vectors of the first token show no later change
+        # Vectors of the first token show no later change.
+        if name in {"unaltered", "context"} and pooled:
             findings.append(Finding(name, "skipped", "cannot be told before pooling is mended"))
             continue
         try:
