@@ -397,10 +397,20 @@ def test_a_call_from_a_thread_whose_loop_is_closed(embedder: Embedder) -> None:
 
 
 def footprint() -> dict[str, int]:
-    """Resident memory in MiB, threads, open files and Python objects of this process."""
+    """Resident memory in MiB, threads, open files and Python objects of this process, at rest.
+
+    An ended thread's OpenMP threads end after it, in their own time.
+    """
     gc.collect()
-    status = Path("/proc/self/status").read_text()
-    fields = dict(line.split(":", 1) for line in status.splitlines())
+    threads, rest = -1, 0
+    for _ in range(100):
+        status = Path("/proc/self/status").read_text()
+        fields = dict(line.split(":", 1) for line in status.splitlines())
+        rest = rest + 1 if int(fields["Threads"]) == threads else 0
+        if rest == 10:  # 1 s without a change
+            break
+        threads = int(fields["Threads"])
+        time.sleep(0.1)
     return {
         "memory": int(fields["VmRSS"].split()[0]) // 1024,
         "threads": int(fields["Threads"]),
