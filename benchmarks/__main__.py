@@ -48,6 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     """Measure what was asked for and print it."""
     options = parse(arguments)
     results: dict[str, Any] = {}
+    Path(options.json).parent.mkdir(parents=True, exist_ok=True)
     if Path(options.json).exists():
         results = json.loads(Path(options.json).read_text(encoding="utf-8"))
     results.setdefault("machine", machine())
@@ -92,8 +93,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     option("--size", type=int, default=1024, help="client, scale: numbers a vector (1024)")
     option("--counts", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000],
            help="scale: numbers of texts (1000 to 1000000)")  # fmt: skip
-    option("--json", default="benchmarks.json", metavar="FILE")
-    option("--charts", default="docs/charts", metavar="FOLDER")
+    option("--json", default="build/benchmarks.json", metavar="FILE")
+    option("--charts", default="build/charts", metavar="FOLDER")
     return parser.parse_args(arguments)
 
 
@@ -152,8 +153,9 @@ def server(options: argparse.Namespace, results: dict[str, Any]) -> None:
             url = options.url or stack.enter_context(running(kind, options))
             for name in clients:
                 texts = options.texts if kind != "transformers" else min(options.texts, 1024)
+                model = None if options.url else SERVED
                 figures[name] = measured(
-                    "server", name, model=SERVED, checkpoint=options.model, url=url, texts=texts,
+                    "server", name, model=model, checkpoint=options.model, url=url, texts=texts,
                     clients=options.clients, seconds=options.seconds, also=options.also,
                 )  # fmt: skip
 
@@ -253,10 +255,13 @@ def report(results: dict[str, Any]) -> str:
     if figures := results.get("bulk"):
         lines += ["", "in the process: texts a second (ratio to LLM.embed) share of the card"]
         lines += bulk_table(figures)
-    for kind, contenders in results.get("server", {}).items():
-        lines += ["", f"server: {kind}", *server_table(contenders)]
+    servers = results.get("server", {})
+    base = servers.get("ours", {}).get("ours", {})
+    for kind, contenders in servers.items():
+        lines += ["", f"server: {kind} (our client with our server does … ×)"]
+        lines += server_table(contenders, base)
     if figures := results.get("client"):
-        lines += ["", "client alone, loopback", *client_table(figures)]
+        lines += ["", "client alone, loopback (ours does … ×)", *client_table(figures)]
     if figures := results.get("scale"):
         lines += ["", "our client by number of texts, loopback", *scale_table(figures["ours"])]
     return "\n".join(lines)
@@ -283,27 +288,37 @@ def bulk_table(figures: dict[str, Any]) -> list[str]:
     return rows
 
 
-def server_table(contenders: dict[str, Any]) -> list[str]:
-    """Single queries by clients; bulk; a query while a corpus is embedded."""
+def server_table(contenders: dict[str, Any], base: dict[str, Any]) -> list[str]:
+    """Single queries by clients; bulk; a query while a corpus is embedded; ratios of `base`."""
     rows = []
+    singles, documents = base.get("clients", {}), base.get("bulk")
     for name, mine in contenders.items():
         if problem := missing(mine):
             rows.append(f"{name:26}{problem}")
             continue
         for clients, loop in mine["clients"].items():
-            rows.append(f"{name:26}{clients:>4} clients  {loop_cells(loop)}")
+            ratio = times(singles.get(clients), loop)
+            rows.append(f"{name:26}{clients:>4} clients  {loop_cells(loop)}{ratio}")
         if bulk := mine.get("bulk"):
-            rows.append(f"{name:26}bulk          {bulk['texts_per_second']:>9,.0f} texts/s")
+            rate = f"{bulk['texts_per_second']:>9,.0f} texts/s"
+            rows.append(f"{name:26}bulk          {rate}{times(documents, bulk)}")
         if busy := mine.get("mixed"):
             idle = mine["idle"]
-            share = busy["bulk_texts_per_second"] / mine["bulk"]["texts_per_second"]
+            alone = mine.get("bulk", {}).get("texts_per_second")
+            share = f", bulk at {busy['bulk_texts_per_second'] / alone:.0%}" if alone else ""
             slower = busy["p99_ms"] / idle["p99_ms"]
             rows.append(f"{name:26}idle query    {loop_cells(idle)}")
             rows.append(
-                f"{name:26}under bulk    {loop_cells(busy)}  p99 {slower:.1f} × idle, "
-                f"bulk at {share:.0%}"
+                f"{name:26}under bulk    {loop_cells(busy)}  p99 {slower:.1f} × idle{share}"
             )
     return rows
+
+
+def times(base: dict[str, float] | None, mine: dict[str, float]) -> str:
+    """How many times the texts a second of `mine` those of `base` are."""
+    if not base or base is mine or "texts_per_second" not in base:
+        return ""
+    return f"  {base['texts_per_second'] / mine['texts_per_second']:.1f} ×"
 
 
 def loop_cells(loop: dict[str, float]) -> str:
@@ -322,7 +337,8 @@ def client_table(figures: dict[str, Any]) -> list[str]:
             rows.append(f"{name:26}{problem}")
             continue
         rows.append(
-            f"{name:26}{mine['texts_per_second']:>9,.0f} texts/s  "
+            f"{name:26}{mine['texts_per_second']:>9,.0f} texts/s"
+            f"{times(figures.get('ours'), mine):7}  "
             f"{mine['processor_us_per_text']:6.0f} µs of processor a text   single, 64 clients: "
             f"{loop_cells(mine['single_64_clients'])}"
         )

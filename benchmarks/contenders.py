@@ -112,7 +112,7 @@ IN_PROCESS: dict[str, Callable[[str, str], Encode]] = {
 # Through a server: base URL, model.
 
 
-def our_client(url: str, model: str) -> Contender:
+def our_client(url: str, model: str | None) -> Contender:
     """`Embedder`."""
     from qwen3_embeddings import Embedder
 
@@ -120,7 +120,7 @@ def our_client(url: str, model: str) -> Contender:
     return Contender(embedder.encode_document, lambda text: embedder.aencode_query([text]))
 
 
-def our_threads(url: str, model: str) -> Contender:
+def our_threads(url: str, model: str | None) -> Contender:
     """`Embedder` called from threads."""
     from qwen3_embeddings import Embedder
 
@@ -129,7 +129,7 @@ def our_threads(url: str, model: str) -> Contender:
     return Contender(embedder.encode_document, query)
 
 
-def our_langchain_client(url: str, model: str) -> Contender:
+def our_langchain_client(url: str, model: str | None) -> Contender:
     """`Qwen3Embeddings`."""
     from langchain_qwen3_embeddings import Qwen3Embeddings
 
@@ -137,7 +137,7 @@ def our_langchain_client(url: str, model: str) -> Contender:
     return Contender(embeddings.embed_documents, embeddings.aembed_query)
 
 
-def our_llama_index_client(url: str, model: str) -> Contender:
+def our_llama_index_client(url: str, model: str | None) -> Contender:
     """`Qwen3Embedding`."""
     from llama_index.embeddings.qwen3 import Qwen3Embedding
 

@@ -116,6 +116,9 @@ def test_wrong_arguments_say_the_way_out(checkpoint: str) -> None:
         Embedder(checkpoint, on_error="skip")
     with pytest.raises(ConfigurationError, match="bfloat16"):
         Embedder(checkpoint, dtype="float16")
+    for name, dtype in {"dtype": "half", "torch_dtype": "torch.float16"}.items():
+        with pytest.raises(ConfigurationError, match="bfloat16"):
+            Embedder(checkpoint, engine_kwargs={"model_kwargs": {name: dtype}})
     with pytest.raises(ConfigurationError, match="reference"):
         Embedder(checkpoint, engine="onnx")
     with pytest.raises(ConfigurationError, match="base_url"):
@@ -155,7 +158,7 @@ def test_the_environment_fills_in(monkeypatch: pytest.MonkeyPatch, checkpoint: s
     embedder = Embedder()
     assert (embedder.engine, embedder.model) == ("server", "served")
     assert (
-        embedder._lease.engine._connection._client.headers["authorization"]
+        embedder._lease.engine.connection._client.headers["authorization"]
         == "Bearer from-the-environment"
     )  # type: ignore[attr-defined]
     assert Embedder(checkpoint, engine="reference").engine == "reference"
@@ -342,7 +345,7 @@ def test_secret_headers_are_never_shown_or_pickled() -> None:
     headers = {"Authorization": "Basic hush-1", "X-Api-Key": "hush-2", "X-Team": "search"}
     given = headers | {"X-Pin": SecretStr("hush-3")}
     embedder = Embedder(base_url="http://localhost:1/v1", default_headers=given)
-    client = embedder._lease.engine._connection._client  # type: ignore[attr-defined]
+    client = embedder._lease.engine.connection._client  # type: ignore[attr-defined]
     sent = {name.lower(): value for name, value in headers.items()} | {"x-pin": "hush-3"}
     assert sent.items() <= dict(client.headers).items()
     shown = [repr(embedder), repr(vars(embedder)), str(pickle.dumps(embedder))]

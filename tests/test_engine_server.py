@@ -124,7 +124,7 @@ def test_sizes_without_is_matryoshka(
         axis=1
     )
     assert np.abs(cosines - 1).max() <= 1e-6
-    assert not embedder._lease.engine._cuts_itself  # type: ignore[attr-defined]
+    assert not embedder._lease.engine.cuts_itself  # type: ignore[attr-defined]
     whole = connect(wrong_server, model="tiny", dimensions=128)
     assert whole.encode_query(["x"]).shape == (1, 128)
 
@@ -407,7 +407,7 @@ def test_no_nan_is_passed_on(fake: FakeServer, bad: str) -> None:
     assert caught.value.positions == (1,)
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 520])
 def test_retries_end(fake: FakeServer, status: int) -> None:
     embedder = embedder_of(fake, max_retries=1)
     fake.answer = lambda _: refuse(status, "no", **{"Retry-After": "0"})

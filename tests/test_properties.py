@@ -246,12 +246,15 @@ def test_fingerprints_by_what_an_engine_is_given(checkpoint: str, tmp_path: Path
         ),
     ]
     telling: list[dict[str, Any]] = [
-        *({"quantization": "fp8"}, {"kv_cache_dtype": "fp8"}, {"max_model_len": 512}),
+        *({"quantization": "fp8"}, {"kv_cache_dtype": "fp8"}, {"load_format": "dummy"}),
         *({"hf_overrides": {"rope_theta": 1}}, {"revision": "v2"}, {"tokenizer": "other"}),
     ]
     assert {name(engine_kwargs=kwargs) for kwargs in neutral} == {name()}
     assert len({name(engine_kwargs=kwargs) for kwargs in telling} | {name()}) == len(telling) + 1
     assert name(dtype="bfloat16") != name() == name(engine="reference")
+    shorter = {"max_model_len": 512}  # refuses more texts, or cuts them sooner
+    assert name(engine_kwargs=shorter) == name()
+    assert name(engine_kwargs=shorter, overflow="mean") != name(overflow="mean")
     copied = Path(shutil.copytree(checkpoint, tmp_path / "elsewhere" / Path(checkpoint).name))
     assert name(model=str(copied)) == name()
     tokenizer = json.loads((copied / "tokenizer_config.json").read_text())
@@ -261,5 +264,6 @@ def test_fingerprints_by_what_an_engine_is_given(checkpoint: str, tmp_path: Path
     known = Embedder(published).fingerprint("query")
     same_model: list[dict[str, Any]] = [
         *({"dimensions": 1024}, {"dtype": "bfloat16"}, {"base_url": "http://localhost:1"}),
+        {"base_url": "http://localhost:1", "dtype": "float32"},  # it has chosen its own
     ]
     assert {Embedder(published, **kwargs).fingerprint("query") for kwargs in same_model} == {known}

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from qwen3_embeddings import __version__, bench, serve
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when it went well, 1 after an error of this package (one line on stderr), 130 after
-        Ctrl-C. Wrong usage exits with 2, as argparse does.
+        Ctrl-C. What argparse finds wrong exits with 2.
     """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
@@ -38,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.vllm_flags = rest
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Chinese shows ?
+    _hush_vllm()
     try:
         code: int = arguments.run(arguments)
     except Qwen3EmbeddingsError as error:
@@ -51,6 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def _hush_vllm() -> None:
+    """Keep vLLM's remarks on its own parts out of the picture; errors still show."""
+    logging.getLogger("vllm").setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="qwen3-embeddings",
@@ -61,7 +71,3 @@ def _parser() -> argparse.ArgumentParser:
     for command in COMMANDS:
         command.add_parser(commands).set_defaults(run=command.run)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -85,10 +85,13 @@ class Embedder:
         on_error: when a text cannot be embedded, "stop" at once, or "finish" all others first and
             then raise `TextsFailedError`. Either error carries what was computed. Errors of the
             engine or server always stop.
-        batch_size: most texts handed to the engine, or sent in one request, at once.
-        max_concurrency: requests to a server under way at once (16).
+        batch_size: most texts handed to the engine at once (its own choice), or sent to a server in
+            one request (64).
+        max_concurrency: requests to a server under way at once, for queries and for documents
+            each (16).
         timeout: seconds one request to a server may take.
-        max_retries: further attempts after what may pass (429, 5xx, broken connections).
+        max_retries: further attempts after what may pass (408, 429, 5xx but 501, broken
+            connections).
         restart_timeout: seconds documents wait for a server that answered before and is down
             now, as while it restarts. Queries fail after `max_retries`: somebody waits for them.
         default_headers: sent with every request to a server. Values that are secret (a SecretStr,
@@ -264,7 +267,7 @@ class Embedder:
     def doctor(self, *, reference: str | None = None) -> Report:
         """Check that the engine returns the vectors Qwen3-Embedding should return.
 
-        Sends it some dozens of texts; an engine that fails is reported, not raised.
+        Sends it some 150 texts; an engine that fails is reported, not raised.
 
         Args:
             reference: hub id or folder of the checkpoint, to compare with sentence-transformers
@@ -334,18 +337,21 @@ class Embedder:
         It changes with anything that can change a vector (model, size, instruction, precision,
         overflow policy, engine arguments) and with nothing else: the same model gives the same
         vectors on every engine. Roles that embed alike share it. With `model` left out the
-        server is asked. Over-long texts that `overflow` cuts are the exception: where a server's
-        context is shorter than the model's, they are cut sooner.
+        server is asked. Of a folder its contents count, of a hub id the id alone. Not seen is
+        what a server keeps to itself: another precision or quantised weights, and a context
+        shorter than the model's, to which `overflow` cuts sooner.
         """
         name = self.model or self.start().model
         shape = models.known_shape(name)
-        kwargs = {k: v for k, v in self._engine_kwargs.items() if k not in _NEUTRAL}
+        neutral = _NEUTRAL if self.overflow != "error" else _NEUTRAL | {"max_model_len"}
+        kwargs = {k: v for k, v in self._engine_kwargs.items() if k not in neutral}
+        dtype = "auto" if self.engine == "server" else self.dtype  # a server has chosen its own
         size = self.dimensions or (shape.dimensions if shape else "native")
         parts = {
             "model": models.weights_digest(name),
             "dimensions": size,
             "template": instruct(self._instruction(role), ""),
-            "dtype": shape.precision(self.dtype) if shape else self.dtype,
+            "dtype": shape.precision(dtype) if shape else dtype,
             "overflow": self.overflow,
             "engine_kwargs": kwargs,
         }

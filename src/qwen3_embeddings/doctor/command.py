@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import shutil
-import sys
-import warnings
 from typing import Any
 
 from qwen3_embeddings.embedder import Embedder
@@ -46,9 +43,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Run the checks and print the report."""
-    logging.getLogger("vllm").setLevel(logging.ERROR)
-    if not sys.warnoptions:
-        warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     try:
         embedder = Embedder(
             options.model,
@@ -72,7 +66,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _mapping(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("not a JSON object")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
     return value

@@ -17,7 +17,7 @@ class Finding:
 
     Attributes:
         check: name of the check.
-        status: "ok"; "warning" (this package's vectors are right, but something about the engine
+        status: "ok"; "warning" (this package's vectors are usable, but something about the engine
             is worth knowing); "failure" (wrong vectors, or none); "skipped" (could not be told,
             and the message says why).
         message: what was seen.

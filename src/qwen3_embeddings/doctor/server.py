@@ -11,8 +11,7 @@ from qwen3_embeddings.engines import wire
 from qwen3_embeddings.engines.server import ServerEngine
 from qwen3_embeddings.errors import ServerRefusedError
 from qwen3_embeddings.matryoshka import Vectors
-
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+from qwen3_embeddings.serve import LOOPBACK
 
 
 async def wire_formats(subject: Subject) -> Finding:
@@ -77,8 +76,8 @@ async def authentication(subject: Subject) -> Finding:
         f"answer without a key: {', '.join(answering)}",
         "Whoever reaches the port can use them: embed, fill the queue, or read what they tell.",
         "Let only the routes under /v1 (and /tokenize and /version from hosts you trust) through "
-        "a reverse proxy; vLLM's --api-key guards /v1 and /v2 alone. Without a key: --api-key, or "
-        "bind to 127.0.0.1.",
+        "a reverse proxy; vLLM's --api-key guards /v1 and /v2 alone. Without a key: set "
+        "QWEN3_EMBEDDINGS_API_KEY where qwen3-embeddings serve starts, or bind to 127.0.0.1.",
     )
 
 

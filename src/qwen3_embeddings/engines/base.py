@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from qwen3_embeddings.errors import TextTooLongError
+from qwen3_embeddings.errors import EngineClosedError, TextTooLongError
 from qwen3_embeddings.matryoshka import Vectors
 
 Prompt = str | list[int]
@@ -62,6 +62,11 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Stop, free everything, and fail calls still waiting with `EngineClosedError`."""
+
+
+def closed_error() -> EngineClosedError:
+    """What calls get that were waiting when the embedder was closed, or came later."""
+    return EngineClosedError("the embedder was closed. Make a new one, or close it later.")
 
 
 def check_lengths(encodings: Sequence[Sequence[int]], context: int | None) -> None:

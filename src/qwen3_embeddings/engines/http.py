@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from qwen3_embeddings.engines import wire
+from qwen3_embeddings.engines.base import closed_error
 from qwen3_embeddings.errors import (
     AuthenticationError,
     ConfigurationError,
-    EngineClosedError,
     MissingDependencyError,
     ModelNotFoundError,
     Qwen3EmbeddingsError,
@@ -43,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
 """How long a start waits for a route that a server need not have."""
-_PASSING = frozenset({408, 429, 500})
 _DOWN = frozenset({502, 503, 504})  # what a proxy says while the server behind it restarts
 _Outlook = Literal["final", "passing", "down"]
 _PROXY = "the proxy named in HTTP_PROXY/HTTPS_PROXY"
@@ -61,7 +60,8 @@ class Connection:
         base_url: root of the API; without a path, ``/v1`` is added.
         api_key: sent as ``Authorization: Bearer``; in no log, repr or error.
         timeout: seconds a request may take from sending to the last byte of its answer.
-        max_retries: further attempts after what may pass: broken connections, 408, 429, 5xx.
+        max_retries: further attempts after what may pass: broken connections, 408, 429, and 5xx but
+            501.
         restart_timeout: seconds a patient request waits for a server that answered before and is
             down now; these attempts are not counted.
         default_headers: sent with every request; secret values, and others of 8 characters and
@@ -210,7 +210,7 @@ class Connection:
         self._answered = self._answered or answer.status_code == 200
         if answer.status_code in _DOWN:
             return answer, "down"
-        return answer, "passing" if answer.status_code in _PASSING else "final"
+        return answer, "passing" if _passes(answer.status_code) else "final"
 
     def _connection_error(self, error: Exception) -> ServerError:
         import aiohttp
@@ -238,9 +238,9 @@ class Connection:
         return text
 
 
-def closed_error() -> EngineClosedError:
-    """What calls get that were waiting when the embedder was closed, or came later."""
-    return EngineClosedError("the embedder was closed. Make a new one, or close it later.")
+def _passes(status: int) -> bool:
+    """Whether the same request may succeed later; 501 says that it never will."""
+    return status in {408, 429} or (status >= 500 and status != 501)
 
 
 def _outlook(error: Exception) -> _Outlook:
@@ -399,7 +399,7 @@ def _status_error(status: int, url: str, said: str, told: str) -> Qwen3Embedding
             "server's OpenAI-compatible root, usually ending in /v1; redirects are not followed.",
             status,
         )
-    if status in _PASSING or status >= 500:
+    if _passes(status):
         return ServerBusyError(
             f"{url} stayed unavailable through every retry ({status}: {told}). Try later, lower "
             "max_concurrency, or look into the server's log.",

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from qwen3_embeddings import models
-from qwen3_embeddings.engines.base import Prompt, Served, check_lengths
+from qwen3_embeddings.engines.base import Prompt, Served, check_lengths, closed_error
 from qwen3_embeddings.errors import (
     ConfigurationError,
-    EngineClosedError,
     MissingDependencyError,
     UnknownModelError,
 )
@@ -55,7 +54,7 @@ class ReferenceEngine:
 
     async def _start(self) -> Served:
         if self._closed:
-            raise EngineClosedError("the embedder was closed. Make a new one.")
+            raise closed_error()
         if self._served is None:
             self._encoder = await asyncio.to_thread(self._load)
             model = models.describe(self.model)

@@ -20,8 +20,8 @@ import numpy as np
 
 from qwen3_embeddings import models
 from qwen3_embeddings.engines import wire
-from qwen3_embeddings.engines.base import Prompt, Served
-from qwen3_embeddings.engines.http import Connection, closed_error
+from qwen3_embeddings.engines.base import Prompt, Served, closed_error
+from qwen3_embeddings.engines.http import Connection
 from qwen3_embeddings.errors import (
     Computed,
     DimensionsError,
@@ -75,6 +75,10 @@ class ServerEngine:
         verify: TLS verification.
         max_concurrency: requests under way at once, for queries and for documents each.
         batch_size: most texts a request holds.
+
+    Attributes:
+        connection: to look at the server itself.
+        cuts_itself: whether the server gives smaller sizes, as far as it was asked.
     """
 
     chunk_tokens = 32768
@@ -93,7 +97,7 @@ class ServerEngine:
         max_concurrency: int = 16,
         batch_size: int = 64,
     ) -> None:
-        self._connection = Connection(
+        self.connection = Connection(
             base_url,
             api_key=api_key,
             timeout=timeout,
@@ -102,33 +106,23 @@ class ServerEngine:
             default_headers=default_headers or {},
             verify=verify,
         )
-        self.base_url = self._connection.base_url
+        self.base_url = self.connection.base_url
         self.model = model
         self.chunk_texts = batch_size
         self.chunks_in_flight = max_concurrency
         self._served: Served | None = None
         self._learning: asyncio.Task[Served] | None = None
         self._form = 0
-        self._cuts_itself = True
+        self.cuts_itself = True
         self._ranks = True
         self._waiting: dict[Any, list[_Waiting]] = defaultdict(list)
         self._gathering: set[Any] = set()
         self._slots = {urgent: asyncio.Semaphore(max_concurrency) for urgent in (True, False)}
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    @property
-    def connection(self) -> Connection:
-        """The connection, for who looks at the server itself."""
-        return self._connection
-
-    @property
-    def cuts_itself(self) -> bool:
-        """Whether the server gives smaller sizes, as far as it was asked."""
-        return self._cuts_itself
-
     async def start(self) -> Served:
         """Reach the server once and learn what it serves and speaks."""
-        if self._connection.closed:
+        if self.connection.closed:
             raise closed_error()
         if self._served is None:
             if self._learning is None or self._learning.done():
@@ -151,7 +145,7 @@ class ServerEngine:
             body = {"model": served.model, "prompt": text, "add_special_tokens": True}
             body |= {"content": _composed(text), "add_special": True}
             async with free:
-                answer = await self._connection.post(url, body, patient=not urgent)
+                answer = await self.connection.post(url, body, patient=not urgent)
             return wire.read_tokens(answer.content)
 
         async def every() -> list[list[int]]:
@@ -195,7 +189,7 @@ class ServerEngine:
 
     async def close(self) -> None:
         """Fail what waits, and close the connections."""
-        await self._connection.close()
+        await self.connection.close()
         for line in self._waiting.values():
             _fail(line, closed_error())
             line.clear()
@@ -209,7 +203,7 @@ class ServerEngine:
         try:
             return await work
         except asyncio.CancelledError:
-            if self._connection.closed:
+            if self.connection.closed:
                 raise closed_error() from None
             raise
 
@@ -341,10 +335,10 @@ class ServerEngine:
 
     async def _find_model(self) -> tuple[str, str, int | None, list[str]]:
         """The model's name, what it was loaded from, its context if told, and all names."""
-        answer = await self._connection.send("GET", self.base_url + "/models")
+        answer = await self.connection.send("GET", self.base_url + "/models")
         if answer.status_code in {404, 405, 501} and self.model:
             return self.model, self.model, None, []
-        self._connection.check(answer)
+        self.connection.check(answer)
         rows = wire.read_models(answer.content)
         names = [row["id"] for row in rows]
         if self.model is None:
@@ -366,7 +360,7 @@ class ServerEngine:
 
     async def _version(self) -> tuple[int, int]:
         """The server's version; (0, 0) where it is not told, as behind a gateway."""
-        told = await self._connection.look(self.base_url.removesuffix("/v1") + "/version")
+        told = await self.connection.look(self.base_url.removesuffix("/v1") + "/version")
         return wire.read_version(told or b"")
 
     async def _request(
@@ -375,7 +369,7 @@ class ServerEngine:
         """One request's vectors; falls back where the server turns out not to speak a feature."""
         form = self._form
         body: dict[str, Any] = {"model": name, "input": prompts} | wire.ask(wire.FORMATS[form])
-        ask_size = dimensions is not None and self._cuts_itself
+        ask_size = dimensions is not None and self.cuts_itself
         if ask_size:
             body["dimensions"] = dimensions
         # Only vLLM speaks the first format and knows priorities, of which the lowest goes first.
@@ -385,7 +379,7 @@ class ServerEngine:
         try:
             url = self.base_url + "/embeddings"
             patient = not urgent and self._served is not None  # a start says soon what is wrong
-            answer = await self._connection.post(url, body, patient)
+            answer = await self.connection.post(url, body, patient)
         except ServerRefusedError as error:
             if ask_size and re.search("matryoshka|dimension", str(error), re.IGNORECASE):
                 self._cut_here(str(error))
@@ -422,9 +416,9 @@ class ServerEngine:
         return vectors[:, :dimensions]  # the embedder brings every row to unit length
 
     def _cut_here(self, why: str) -> None:
-        if self._cuts_itself:
+        if self.cuts_itself:
             logger.info("%s does not cut vectors itself, done here: %s", self.base_url, why)
-        self._cuts_itself = False
+        self.cuts_itself = False
 
 
 def _composed(prompt: Prompt) -> Prompt:

@@ -18,8 +18,8 @@ from importlib import import_module
 from typing import Any
 
 from qwen3_embeddings import background
-from qwen3_embeddings.engines.base import Engine
-from qwen3_embeddings.errors import ConfigurationError, EngineClosedError
+from qwen3_embeddings.engines.base import Engine, closed_error
+from qwen3_embeddings.errors import ConfigurationError
 from qwen3_embeddings.secret import Secret
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Lease:
             EngineClosedError: the lease was released.
         """
         if self._engine is None:
-            raise EngineClosedError("this embedder is closed. Make a new one.")
+            raise closed_error()
         if self._process != os.getpid():
             # A forked child must not touch its parent's threads and connections: both would read
             # each other's answers.

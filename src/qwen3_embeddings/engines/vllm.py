@@ -31,10 +31,9 @@ import numpy as np
 
 from qwen3_embeddings import models, profiles
 from qwen3_embeddings.engines import memory
-from qwen3_embeddings.engines.base import Prompt, Served, check_lengths
+from qwen3_embeddings.engines.base import Prompt, Served, check_lengths, closed_error
 from qwen3_embeddings.errors import (
     ConfigurationError,
-    EngineClosedError,
     EngineDeadError,
     EngineError,
     EngineStartError,
@@ -171,7 +170,7 @@ class VLLMEngine:
     def _running(self) -> _EngineThread:
         """The thread that calls go to, started when there is none that could take them."""
         if self._closed:
-            raise _closed_error()
+            raise closed_error()
         if self._thread is None or not self._thread.usable:
             self._thread = _EngineThread(self.model, self.dtype, self.engine_kwargs)
             self._thread.start()
@@ -221,7 +220,7 @@ class _EngineThread(threading.Thread):
         """Ask the thread to end; False when it still starts, and ends by itself later."""
         self._inbox.put(("stop", None))
         started = self.ready.done()
-        _settle(self.ready, error=_closed_error())
+        _settle(self.ready, error=closed_error())
         return started
 
     # Runs in this thread.
@@ -244,7 +243,7 @@ class _EngineThread(threading.Thread):
             _settle(self.ready, error=_start_error(error, *self._settings))
             return
         _settle(self.ready, self._built.served)
-        refusal: EngineError = _closed_error()
+        refusal: EngineError = closed_error()
         try:
             self._serve(core)
         except BaseException as error:
@@ -362,10 +361,6 @@ class _EngineThread(threading.Thread):
         self._rows.clear()
         for line in self._lines.values():
             line.clear()
-
-
-def _closed_error() -> EngineClosedError:
-    return EngineClosedError("the embedder was closed. Make a new one, or close it later.")
 
 
 def _settle(future: Future[T], result: T | None = None, error: Exception | None = None) -> None:

@@ -85,7 +85,7 @@ def test_construction_imports_and_starts_no_engine() -> None:
         ({"engine": "vllm", "base_url": URL}, ConfigurationError, "base_url"),
         ({"base_url": "localhost"}, ConfigurationError, "http://"),
         ({"base_url": URL, "engine_kwargs": {"zoom": 1}}, ConfigurationError, "engine_kwargs"),
-        ({"chunk_size": 0}, ConfigurationError, "batch_size"),
+        ({"chunk_size": 0}, ConfigurationError, "chunk_size=0"),
     ],
 )
 def test_wrong_values_raise_the_cores_errors_at_once(

@@ -89,7 +89,8 @@ class Qwen3Embedding(BaseEmbedding):
         embed_batch_size: texts handed to the engine at once, and a progress bar's step.
         num_workers: batches an asynchronous call keeps under way. None and 1 leave that to the
             engine, which bounds its own requests (see `max_concurrency`).
-        max_retries: further attempts after what may pass (429, 5xx, broken connections).
+        max_retries: further attempts after what may pass (408, 429, 5xx but 501, broken
+            connections).
         timeout: seconds one request to a server may take.
         restart_timeout: seconds documents wait for a server that answered before and is down
             now, as while it restarts. Queries fail after `max_retries`: somebody waits for them.
@@ -98,7 +99,8 @@ class Qwen3Embedding(BaseEmbedding):
             or pickle.
         verify: TLS verification: True, False, a CA file, or an `ssl.SSLContext` (which stays in
             this process: pickling refuses it and dumps leave it out).
-        max_concurrency: requests to a server under way at once (16).
+        max_concurrency: requests to a server under way at once, for queries and for documents
+            each (16).
         engine_kwargs: further arguments of the engine, by the engine's own names: vLLM's
             `EngineArgs`, or sentence-transformers' `SentenceTransformer`. Part of dumps and
             pickles.
