@@ -78,6 +78,12 @@ def test_another_checkpoint_is_not_the_reference(embedder: Embedder, tmp_path: P
     assert named(embedder.doctor(reference=str(other)), "failure") == {"reference"}
 
 
+def test_a_size_there_is_not_is_no_finding_of_another(checkpoint: str) -> None:
+    report = Embedder(checkpoint, dtype="float32", dimensions=129).doctor()
+    assert named(report, "failure") == {"matryoshka"}
+    assert "129" in finding(report, "matryoshka").message
+
+
 # Engines in this process, started wrongly: they start in seconds.
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,19 @@ def test_any_iterable_of_texts_will_do(embedder: Embedder) -> None:
     expected = embedder.encode_document(["a", "b"])
     for texts in (("a", "b"), iter(["a", "b"]), np.array(["a", "b"]), {"a": 1, "b": 2}):
         np.testing.assert_allclose(embedder.encode_document(texts), expected, atol=2e-6)
+
+
+def test_a_str_of_another_class_is_its_text(embedder: Embedder) -> None:
+    class Fruit(str, Enum):  # noqa: UP042 (a StrEnum formats as its text)
+        APPLE = "red apple"
+
+    for encode in (embedder.encode_query, embedder.encode_document):
+        np.testing.assert_array_equal(encode([Fruit.APPLE]), encode(["red apple"]))
+
+
+def test_an_array_without_a_length_is_no_list(embedder: Embedder) -> None:
+    with pytest.raises(TextTypeError, match="not a list"):
+        embedder.encode_document(np.array("one text"))
 
 
 def test_a_lone_surrogate_is_named_by_position(embedder: Embedder) -> None:
@@ -162,6 +176,8 @@ def test_the_environment_fills_in(monkeypatch: pytest.MonkeyPatch, checkpoint: s
         == "Bearer from-the-environment"
     )  # type: ignore[attr-defined]
     assert Embedder(checkpoint, engine="reference").engine == "reference"
+    monkeypatch.setenv("QWEN3_EMBEDDINGS_MODEL", "")
+    assert Embedder().model is None, "empty is not set"
 
 
 def test_batch_size_changes_no_vector(

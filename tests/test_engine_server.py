@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,6 +37,7 @@ from qwen3_embeddings import (
     ServerRefusedError,
     ServerResponseError,
     TextRefusedError,
+    TextsFailedError,
     TextTooLongError,
     truncate,
 )
@@ -243,7 +245,7 @@ class FakeServer:
 
     @classmethod
     def floats(cls, body: dict[str, Any]) -> httpx.Response:
-        rows = [cls.vector(text) for text in body["input"]]
+        rows = [cls.vector(str(text)) for text in body["input"]]
         return cls.data([{"index": i, "embedding": row} for i, row in enumerate(rows)])
 
     @staticmethod
@@ -562,6 +564,47 @@ def test_a_too_long_text_is_found_by_a_server_without_tokenize(fake: FakeServer)
     assert caught.value.positions == (2,)
     with pytest.raises(ConfigurationError, match="/tokenize"):
         embedder_of(fake, overflow="mean").encode_document(["c" * 700])
+
+
+@pytest.mark.parametrize("status", [413, 400])
+def test_a_text_the_tokenizer_refuses_costs_only_itself(fake: FakeServer, status: int) -> None:
+    """As a proxy's limit of a body's size does."""
+    url = "http://embeddings.test/tokenize"
+
+    def tokens(request: httpx.Request) -> httpx.Response:
+        text = json.loads(request.content)["prompt"]
+        if len(text) > 2000:
+            return refuse(status, "request body too large" if status == 413 else "not this one")
+        return httpx.Response(200, json={"tokens": [1] * (1 + len(text))})
+
+    route = fake.router.post(url).mock(side_effect=tokens)
+    texts = ["a", "b", "c" * 5000, "d" * 700, "e"]
+    for overflow in ("truncate", "mean"):
+        embedder = embedder_of(fake, overflow=overflow, on_error="finish")
+        with pytest.raises(TextsFailedError) as caught:
+            embedder.encode_document(texts)
+        assert caught.value.positions == (2,)
+        assert isinstance(caught.value.errors[0], TextRefusedError)
+        assert caught.value.computed is not None
+        assert caught.value.computed.positions.tolist() == [0, 1, 3, 4]
+        with pytest.raises(TextRefusedError, match="does not tokenize") as stopped:
+            embedder_of(fake, overflow=overflow).encode_document(texts)
+        assert stopped.value.positions == (2,)
+    asked = route.call_count
+    time.sleep(0.2)
+    assert route.call_count == asked, "nothing goes on behind the error"
+
+
+def test_a_refused_size_is_not_taken_for_a_long_text(fake: FakeServer) -> None:
+    def answer(body: dict[str, Any]) -> httpx.Response:
+        if "dimensions" in body:
+            return refuse(400, "dimensions must not exceed nothing: this model has one size")
+        return fake.floats(body)
+
+    fake.answer = answer
+    expected = truncate(np.array([fake.vector("a")], np.float32), 32)
+    vectors = embedder_of(fake, dimensions=32).encode_document(["a"])
+    np.testing.assert_allclose(vectors, expected, atol=2e-6)
 
 
 def test_a_limit_of_texts_is_learned(fake: FakeServer) -> None:

@@ -325,9 +325,10 @@ def test_the_cache_holds_two_steps_and_the_longest_input(gibibytes: int) -> None
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_queries_pass_documents(checkpoint: str, overlap: bool) -> None:
+@pytest.mark.parametrize("step_texts", [16, 1])
+def test_queries_pass_documents(checkpoint: str, overlap: bool, step_texts: int) -> None:
     """Small steps, so that a call spans many and several are under way when steps overlap."""
-    steps = {"max_num_batched_tokens": 128, "max_num_seqs": 16, "async_scheduling": overlap}
+    steps = {"max_num_batched_tokens": 128, "max_num_seqs": step_texts, "async_scheduling": overlap}
     with Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as embedder:
         texts = [f"text {i} " + "word " * (i * 7 % 30) for i in range(200)]
         texts.append("longer than a step " * 40)

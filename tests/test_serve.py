@@ -100,6 +100,8 @@ def test_a_flag_of_vllm_replaces_ours(checkpoint: str, capsys: pytest.CaptureFix
         (["some/model", "--dimensions", "64", "--pooler-config", "{}"], "one of them"),
         (["some/model", "--api-key", KEY], "QWEN3_EMBEDDINGS_API_KEY"),
         (["some/model", "--api_key=" + KEY], "QWEN3_EMBEDDINGS_API_KEY"),
+        (["some/model", "--api-k", KEY], "QWEN3_EMBEDDINGS_API_KEY"),
+        (["some/model", "--trust-remote-code"], "no Qwen3-Embedding model"),
         (["some/model", "--port", "99999"], "1 to 65535"),
     ],
 )

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from qwen3_embeddings import ConfigurationError, Embedder, TextsFailedError, TextTypeError
+from qwen3_embeddings import (
+    ConfigurationError,
+    Embedder,
+    EngineClosedError,
+    TextsFailedError,
+    TextTypeError,
+)
 from qwen3_embeddings.stream import BATCHES_AHEAD
 
 
@@ -95,6 +103,9 @@ def test_wrong_arguments_are_said_at_once(embedder: Embedder) -> None:
         next(embedder.stream("one text"))
     with pytest.raises(ConfigurationError, match="size"):
         next(embedder.stream(["a"], size=0))
+    for size in (2.5, "3", True, None):
+        with pytest.raises(ConfigurationError, match="size"):
+            next(embedder.stream(["a"], size=size))  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="role"):
         next(embedder.stream(["a"], role="passage"))  # type: ignore[arg-type]
 
@@ -110,3 +121,35 @@ async def test_a_cancelled_stream_stops_its_batches(embedder: Embedder) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (await embedder.aencode_document(["after"])).shape == (1, 128)
+
+
+async def test_an_interrupted_wait_is_not_taken_for_the_end(embedder: Embedder) -> None:
+    stream = embedder.astream((f"text {i}" for i in range(50)), size=10)
+    wait = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    wait.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await wait
+    with pytest.raises(EngineClosedError, match="interrupted"):
+        await anext(stream)
+
+
+def test_threads_share_a_stream(embedder: Embedder) -> None:
+    stream = embedder.stream((f"text {i}" for i in range(205)), size=10)
+    with ThreadPoolExecutor(4) as pool:
+        batches = pool.map(lambda _: [len(batch) for batch in stream], range(4))
+    assert sum(map(sum, batches)) == 205
+
+
+def test_a_stream_stays_with_its_process(embedder: Embedder) -> None:
+    stream = embedder.stream(["a", "b", "c"], size=1)
+    assert next(stream).shape == (1, 128)
+    child = os.fork()
+    if not child:
+        try:
+            next(stream)
+        except EngineClosedError:
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert next(stream).shape == (1, 128)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -48,6 +48,29 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 async def wait(coroutine: Coroutine[Any, Any, T]) -> T:
     """Await `coroutine` from any event loop; cancelling this await cancels it."""
     return await asyncio.wrap_future(submit(coroutine))
+
+
+async def gather(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results, in order; the first error ends the other coroutines and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except BaseExceptionGroup as errors:
+        first = errors.exceptions[0]
+        raise first from first.__cause__
+    return [task.result() for task in tasks]
+
+
+async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """A blocking function's result, from a thread while there are any.
+
+    Python closes its pools when the main thread ends, before it waits for the other threads.
+    """
+    try:
+        future = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+    except RuntimeError:
+        return function(*arguments)
+    return await future
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:

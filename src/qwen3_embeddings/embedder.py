@@ -34,6 +34,7 @@ from qwen3_embeddings.errors import (
     ServerResponseError,
     TextEncodingError,
     TextError,
+    TextRefusedError,
     TextsFailedError,
     TextTooLongError,
     TextTypeError,
@@ -42,7 +43,7 @@ from qwen3_embeddings.instructions import Task, find_task, instruct
 from qwen3_embeddings.matryoshka import Vectors, check_dimensions
 from qwen3_embeddings.plan import Output, Plan, Texts, positions_of, slices
 from qwen3_embeddings.secret import Secret, SupportsSecret, hide, shown
-from qwen3_embeddings.settings import check, check_at_least, engine_kind
+from qwen3_embeddings.settings import check, check_count, engine_kind
 from qwen3_embeddings.stream import AsyncStream, Stream, ahead
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Embedder:
         if engine in {None, "server"}:
             base_url = base_url or environment("QWEN3_EMBEDDINGS_BASE_URL")
         self.engine = engine_kind(engine, base_url)
-        model = model or environment("QWEN3_EMBEDDINGS_MODEL")
+        model = model or environment("QWEN3_EMBEDDINGS_MODEL") or None
         self.model = model if self.engine == "server" else model or models.DEFAULT_MODEL
         self.base_url = base_url
         self.dtype = dtype
@@ -246,7 +247,7 @@ class Embedder:
         self, texts: Iterable[str], role: Role, size: int
     ) -> Generator[tuple[int, Future[Vectors]]]:
         _check_list(texts)
-        check_at_least("size", size, 1)
+        check_count("size", size)
         self._instruction(role)  # a wrong role is said before anything is read
 
         async def encode(batch: list[str]) -> Vectors:
@@ -489,11 +490,8 @@ class Embedder:
         suspects = [i for i, n in enumerate(texts.lengths) if context and n > context]
         encodings: dict[int, list[int]] = {}
         if context and suspects:
-            long = [texts.prompts[i] for i in suspects]
-            ids = await self._tokenize(engine, long, texts.urgent)
-            encodings = {
-                i: tokens for i, tokens in zip(suspects, ids, strict=False) if len(tokens) > context
-            }
+            ids = await self._tokenize(engine, texts, suspects)
+            encodings = {i: tokens for i, tokens in ids.items() if len(tokens) > context}
         if context and encodings:
             if self.overflow == "mean":
                 return await self._split(engine, texts, encodings, context)
@@ -529,12 +527,22 @@ class Embedder:
             plan.weights.extend(float(max(len(piece) - head - 1, 1)) for piece in pieces)
         return plan
 
-    async def _tokenize(self, engine: Engine, texts: list[str], urgent: bool) -> list[list[int]]:
+    async def _tokenize(
+        self, engine: Engine, texts: Texts, positions: list[int]
+    ) -> dict[int, list[int]]:
+        """Token ids of some of the texts, by position; without those that have none."""
         try:
-            return await engine.tokenize(texts, urgent)
-        except ServerError as error:
+            prompts = [texts.prompts[i] for i in positions]
+            ids = await engine.tokenize(prompts, texts.urgent)
+            return dict(zip(positions, ids, strict=True))
+        except (ServerError, TextRefusedError) as error:
             if self.overflow == "error":
-                return []  # the server itself refuses what is too long
+                return {}  # the server itself refuses what is too long
+            if isinstance(error, TextRefusedError):
+                refused = {positions[i] for i in error.positions}
+                self._keep(texts.failures, error.at(refused))
+                others = [i for i in positions if i not in refused]
+                return await self._tokenize(engine, texts, others) if others else {}
             if not isinstance(error, (ServerResponseError, ServerRefusedError)):
                 raise
             raise ConfigurationError(
@@ -569,13 +577,7 @@ class Embedder:
         with _progress(len(prompts), show_progress) as advance:
             if len(chunks) == 1:  # most calls: a task of its own would cost as much as the rest
                 return await embed_chunk(chunks[0])
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for chunk in chunks:
-                        group.create_task(embed_chunk(chunk))
-            except BaseExceptionGroup as errors:
-                first = errors.exceptions[0]
-                raise first from first.__cause__
+            await background.gather(map(embed_chunk, chunks))
 
 
 @contextlib.contextmanager
@@ -603,7 +605,8 @@ def _token_bound(text: str) -> int:
 
 
 def _check_list(texts: object) -> None:
-    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+    scalar = isinstance(texts, np.ndarray) and not texts.ndim
+    if isinstance(texts, (str, bytes)) or scalar or not isinstance(texts, Iterable):
         raise TextTypeError(
             f"texts is {type(texts).__name__}, not a list of str. For one text write [text]."
         )

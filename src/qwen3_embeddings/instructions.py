@@ -36,7 +36,8 @@ def instruct(instruction: str, text: str) -> str:
     There is no space after ``Query:``; one would change the tokens and the vector. An empty
     instruction leaves the text bare.
     """
-    return f"Instruct: {instruction}\nQuery:{text}" if instruction else text
+    # Not formatted: a str of another class, such as an Enum's, would write its name.
+    return "Instruct: " + instruction + "\nQuery:" + text if instruction else text
 
 
 _RETRIEVAL = {

@@ -102,8 +102,14 @@ def server_flags(options: argparse.Namespace) -> list[str]:
     if "--" in passed:
         passed.remove("--")
     given = {_bare(word) for word in passed if word.startswith("--")}
-    if "api-key" in given:  # other users of a machine can read its command lines
+    # vLLM takes abbreviations. Other users of a machine can read its command lines.
+    if any(name.startswith("api-k") for name in given):
         raise ConfigurationError("--api-key would show the key. Set QWEN3_EMBEDDINGS_API_KEY.")
+    if any(word.startswith("--trust") for word in passed):
+        raise ConfigurationError(
+            "--trust-remote-code runs code from the checkpoint, and no Qwen3-Embedding model has "
+            "any. Leave it out."
+        )
     if options.dimensions is not None and "pooler-config" in given:
         raise ConfigurationError(
             "--dimensions is a part of --pooler-config. Pass one of them, such as "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,23 @@ def check_types(settings: Mapping[str, Any]) -> None:
                 raise ConfigurationError(
                     f"{name} is {type(value).__name__}. Pass {getattr(kind, '__name__', 'number')}."
                 )
+            if isinstance(value, str) and not value.isascii():
+                check_unicode(name, value)
+    verify = settings["verify"]
+    if not isinstance(verify, bool | str | ssl.SSLContext | None):
+        raise ConfigurationError(
+            f"verify is {type(verify).__name__}. Pass True, False, a CA file or an ssl.SSLContext."
+        )
+
+
+def check_unicode(name: str, value: str) -> None:
+    """Refuse half a character, which no request or file name can hold."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"{name} holds a lone surrogate. Write whole characters."
+        ) from None
 
 
 def engine_kind(engine: str | None, base_url: str | None) -> str:
@@ -68,6 +86,13 @@ def check_dtype(dtype: str) -> None:
     check_no_float16(dtype)
     if dtype not in {"auto", "bfloat16", "float32"}:
         raise ConfigurationError(f"no dtype {dtype!r}. Use 'auto', 'bfloat16' or 'float32'.")
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse what is no whole number from 1 on."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigurationError(f"{name} is {type(value).__name__}. Pass int.")
+    check_at_least(name, value, 1)
 
 
 def check_no_float16(dtype: str) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
-from qwen3_embeddings.errors import Qwen3EmbeddingsError
+from qwen3_embeddings.errors import EngineClosedError, Qwen3EmbeddingsError
 from qwen3_embeddings.matryoshka import Vectors
 
 BATCHES_AHEAD = 3
@@ -65,24 +67,48 @@ def _batches(texts: Iterable[str], size: int) -> Iterator[list[str] | Exception 
 class Stream(Iterator[Vectors]):
     """Batches of vectors, in order. An error takes its batch's place; the next one comes after it.
 
+    Threads may share it: each batch goes to one of them.
+
     Args:
         batches: what `ahead` gives.
     """
 
     def __init__(self, batches: Generator[tuple[int, Future[Vectors]]]) -> None:
         self._batches = batches
+        self._process = os.getpid()
+        self._turn = threading.RLock()
+        self._interrupted = False
 
     def __next__(self) -> Vectors:
-        place, batch = next(self._batches)
-        with self._ending(place):
+        place, batch = self.take()
+        with self.ending(place):
             return batch.result()
+
+    def take(self) -> tuple[int, Future[Vectors]]:
+        """The place of the next batch's first text, and the batch to come."""
+        if self._process != os.getpid():
+            raise EngineClosedError("a stream stays with the process that made it. Make another.")
+        with self._turn:
+            if self._interrupted:
+                raise EngineClosedError(
+                    "a wait for this stream was interrupted, which closed it: batches are missing. "
+                    "Make another, of the texts whose vectors you lack."
+                )
+            try:
+                return next(self._batches)
+            except Exception:  # StopIteration among them
+                raise
+            except BaseException:
+                self._interrupted = True
+                raise
 
     def close(self) -> None:
         """Cancel what is under way."""
-        self._batches.close()
+        with self._turn:
+            self._batches.close()
 
     @contextmanager
-    def _ending(self, place: int) -> Iterator[None]:
+    def ending(self, place: int) -> Iterator[None]:
         """Say where a failed batch began; stop when the wait itself is ended."""
         try:
             yield
@@ -90,6 +116,7 @@ class Stream(Iterator[Vectors]):
             error.add_note(f"Positions count from text {place} of the stream.")
             raise
         except BaseException:
+            self._interrupted = True
             self.close()
             raise
 
@@ -101,10 +128,11 @@ class AsyncStream(AsyncIterator[Vectors]):
         self._stream = Stream(batches)
 
     async def __anext__(self) -> Vectors:
-        place, batch = next(self._stream._batches, (0, None))
-        if batch is None:
-            raise StopAsyncIteration
-        with self._stream._ending(place):
+        try:
+            place, batch = self._stream.take()
+        except StopIteration:
+            raise StopAsyncIteration from None
+        with self._stream.ending(place):
             return await asyncio.wrap_future(batch)
 
     async def aclose(self) -> None:

@@ -18,7 +18,7 @@ from pydantic import (
     field_validator,
 )
 
-from qwen3_embeddings import Embedder, Task
+from qwen3_embeddings import ConfigurationError, Embedder, Task
 from qwen3_embeddings.lists import alists, lists
 from qwen3_embeddings.secret import hide, shown
 from qwen3_embeddings.settings import check_at_least
@@ -220,6 +220,10 @@ class Qwen3Embeddings(BaseModel, Embeddings):
     def _dump_headers(self, headers: dict[str, Any] | None) -> dict[str, str] | None:
         return headers and shown(headers)
 
+    @field_serializer("verify", when_used="json")
+    def _dump_verify(self, verify: bool | str | ssl.SSLContext) -> bool | str:
+        return True if isinstance(verify, ssl.SSLContext) else verify  # JSON has no form for one
+
     if not TYPE_CHECKING:  # type checkers know the arguments from the fields
 
         def __init__(self, **settings: Any) -> None:
@@ -228,6 +232,13 @@ class Qwen3Embeddings(BaseModel, Embeddings):
             self._embedder = self._make_embedder()
             found = {"model": self._embedder.model, "base_url": self._embedder.base_url}
             self.__dict__.update(found)  # what the environment said, past the freeze
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_"):  # pydantic's own error would show the value
+            raise ConfigurationError(
+                f"{name} cannot be set. Make another with model_copy(update={{{name!r}: …}})."
+            )
+        super().__setattr__(name, value)
 
     def _make_embedder(self) -> Embedder:
         check_at_least("chunk_size", self.chunk_size, 1)

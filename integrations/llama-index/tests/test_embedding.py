@@ -235,6 +235,38 @@ async def test_finish_embeds_all_other_batches(make: Make, cached: bool) -> None
         assert len(store.get_all("embeddings")) == (8 if cached else 0)
 
 
+async def test_finish_embeds_all_but_what_is_no_text(make: Make) -> None:
+    """LlamaIndex's own events take nothing else."""
+    texts: list[Any] = ["a", "b", None, "c", 5, b"d", "e"]
+    expected = np.array(make().get_text_embedding_batch(["a", "b", "c", "e"]))
+    for batch in (2, 2048):
+        model = make(embed_batch_size=batch, on_error="finish", embeddings_cache=SimpleKVStore())
+        with pytest.raises(TextsFailedError) as caught:
+            model.get_text_embedding_batch(texts)
+        with pytest.raises(TextsFailedError) as awaited:
+            await model.aget_text_embedding_batch(texts)
+        for error in (caught.value, awaited.value):
+            assert error.positions == (2, 4, 5)
+            assert error.computed is not None
+            assert error.computed.positions.tolist() == [0, 1, 3, 6]
+            np.testing.assert_allclose(error.computed.vectors, expected, atol=2e-6)
+
+
+async def test_errors_about_an_array_of_texts(make: Make) -> None:
+    """Its items are made anew each time they are read."""
+    texts = np.array([f"text {i}" for i in range(40)] + ["word " * 3000])
+    expected = np.array(make().get_text_embedding_batch(texts[:40]))
+    for batch in (1, 7, 2048):
+        model = make(embed_batch_size=batch, on_error="finish")
+        with pytest.raises(TextsFailedError) as caught:
+            model.get_text_embedding_batch(texts)
+        assert caught.value.positions == (40,)
+        assert caught.value.computed is not None
+        np.testing.assert_allclose(caught.value.computed.vectors, expected, atol=2e-6)
+    generated = make().get_text_embedding_batch(text for text in texts[:40])
+    np.testing.assert_allclose(generated, expected, atol=2e-6)
+
+
 async def test_batches_before_an_error_are_not_lost(make: Make) -> None:
     texts = ["a", "b", "c", "d", "torn \ud800", "e"]
     expected = np.array(make().get_text_embedding_batch(texts[:4]))

@@ -25,7 +25,7 @@ from qwen3_embeddings.errors import (
     TextTooLongError,
 )
 from qwen3_embeddings.instructions import TASKS, instruct
-from qwen3_embeddings.matryoshka import Vectors, normalize, truncate
+from qwen3_embeddings.matryoshka import Vectors, check_dimensions, normalize, truncate
 
 SAME = 2e-3
 """1 - cosine up to which two vectors count as one text's: the noise of bfloat16 stays below (at
@@ -405,6 +405,8 @@ async def token_ids(subject: Subject) -> Finding:
 async def matryoshka(subject: Subject) -> Finding:
     """A smaller size is the first numbers of the native vector, renormalised."""
     native = subject.served.native
+    if subject.dimensions is not None:
+        check_dimensions(subject.dimensions, native)
     sizes = sorted({models.MIN_DIMENSIONS, subject.dimensions or 0} - {0, native})
     sizes = [size for size in sizes if size < native]
     if not sizes:

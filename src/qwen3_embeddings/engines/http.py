@@ -46,6 +46,8 @@ LOOK_SECONDS = 5.0
 _DOWN = frozenset({502, 503, 504})  # what a proxy says while the server behind it restarts
 _Outlook = Literal["final", "passing", "down"]
 _PROXY = "the proxy named in HTTP_PROXY/HTTPS_PROXY"
+SIZE_REFUSED = re.compile(r"matryoshka|dimension", re.IGNORECASE)
+"""What a server says that does not give the size asked for."""
 _TOO_LONG = re.compile(
     r"maximum context length|max_model_len|too long|too large|longer than the max|input_tokens"
     r"|exceed",
@@ -388,7 +390,7 @@ def _status_error(status: int, url: str, said: str, told: str) -> Qwen3Embedding
         )
     if status == 404 and "model" in said.lower():
         return ModelNotFoundError(f"{url}: {told} Leave model out to use the served one.", status)
-    if status in {400, 413, 422} and _TOO_LONG.search(said):
+    if status in {400, 413, 422} and _TOO_LONG.search(said) and not SIZE_REFUSED.search(said):
         return TextTooLongError(
             f"over the server's context ({told}). Pass overflow='truncate' or overflow='mean', or "
             "split the text."

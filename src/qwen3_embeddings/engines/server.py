@@ -7,8 +7,8 @@ all callers that arrive within a millisecond share requests, queries apart from 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-import re
 import ssl
 import unicodedata
 from collections import defaultdict
@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from qwen3_embeddings import models
+from qwen3_embeddings import background, models
 from qwen3_embeddings.engines import wire
 from qwen3_embeddings.engines.base import Prompt, Served, closed_error
-from qwen3_embeddings.engines.http import Connection
+from qwen3_embeddings.engines.http import SIZE_REFUSED, Connection
 from qwen3_embeddings.errors import (
     Computed,
     DimensionsError,
@@ -140,16 +140,28 @@ class ServerEngine:
         served = await self.start()
         url = self.base_url.removesuffix("/v1") + "/tokenize"
         free = asyncio.Semaphore(self.chunks_in_flight)
+        refused: dict[int, Qwen3EmbeddingsError] = {}
 
-        async def one(text: str) -> list[int]:
+        async def ids_of(text: str) -> list[int]:
             body = {"model": served.model, "prompt": text, "add_special_tokens": True}
             body |= {"content": _composed(text), "add_special": True}
-            async with free:
-                answer = await self.connection.post(url, body, patient=not urgent)
+            answer = await self.connection.post(url, body, patient=not urgent)
             return wire.read_tokens(answer.content)
 
+        async def one(position: int, text: str) -> list[int]:
+            async with free:
+                try:
+                    return await ids_of(text)
+                except (ServerRefusedError, TextTooLongError) as error:
+                    refused[position] = error
+                    return []
+
         async def every() -> list[list[int]]:
-            return list(await asyncio.gather(*map(one, texts)))
+            ids = await background.gather(itertools.starmap(one, enumerate(texts)))
+            if refused:
+                await ids_of("probe")  # or has the server no such route?
+                raise _not_tokenized(refused)
+            return ids
 
         return await self._until_closed(self._spawn(every()))
 
@@ -381,7 +393,7 @@ class ServerEngine:
             patient = not urgent and self._served is not None  # a start says soon what is wrong
             answer = await self.connection.post(url, body, patient)
         except ServerRefusedError as error:
-            if ask_size and re.search("matryoshka|dimension", str(error), re.IGNORECASE):
+            if ask_size and SIZE_REFUSED.search(str(error)):
                 self._cut_here(str(error))
             elif rank and "priorit" in str(error).lower():
                 self._ranks = False
@@ -459,6 +471,16 @@ def _blame_of_a_text(error: ServerRefusedError | TextTooLongError) -> TextError:
     if error.status not in _ABOUT_A_TEXT:
         raise error
     return TextRefusedError(str(error))
+
+
+def _not_tokenized(refused: Mapping[int, Qwen3EmbeddingsError]) -> TextRefusedError:
+    error = next(iter(refused.values()))
+    said = "too long" if isinstance(error, TextTooLongError) else str(error)
+    return TextRefusedError(
+        f"the server does not tokenize it, so it cannot be cut to the context ({said}). Split it "
+        "yourself, or raise the limit of the server or of the proxy in front of it.",
+        sorted(refused),
+    )
 
 
 def _take(line: list[_Waiting], most: int) -> list[_Waiting]:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from qwen3_embeddings import models, profiles
+from qwen3_embeddings import background, models, profiles
 from qwen3_embeddings.engines import memory
 from qwen3_embeddings.engines.base import Prompt, Served, check_lengths, closed_error
 from qwen3_embeddings.errors import (
@@ -141,14 +141,14 @@ class VLLMEngine:
         """Token ids of each text, end token included."""
         thread = self._running()
         await self.start()
-        return await asyncio.to_thread(thread.tokenize, texts)
+        return await background.in_thread(thread.tokenize, texts)
 
     async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
         """One vector a prompt, in order; cancelling drops the prompts from the engine."""
         thread = self._running()
         served = await self.start()
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        tokenized = iter(await asyncio.to_thread(thread.tokenize, texts) if texts else [])
+        tokenized = iter(await background.in_thread(thread.tokenize, texts) if texts else [])
         ids = [next(tokenized) if isinstance(prompt, str) else prompt for prompt in prompts]
         check_lengths(ids, served.context)
         loop = asyncio.get_running_loop()
@@ -189,6 +189,7 @@ class _EngineThread(threading.Thread):
         self._jobs: set[_Job] = set()  # taken from the inbox and not answered
         self._lines: dict[bool, deque[_Job]] = {True: deque(), False: deque()}  # by `urgent`
         self._mixed_until = 0.0
+        self._passed_over = False  # documents wait, and the last step held none
         self._held = {True: 0, False: 0}  # tokens the core was given and has not answered
         self._rows: dict[str, tuple[_Job, int]] = {}  # by request: whose row it is
         self._ids = itertools.count()
@@ -297,12 +298,13 @@ class _EngineThread(threading.Thread):
         """Give the core what its next step should hold: queries, then documents.
 
         What it still holds counts (texts longer than a step, steps under way): a query would wait
-        behind that. Queries may come on top of it; so may one document, lest they never stop.
+        behind that. Queries may come on top of it. Where they left no room for documents that
+        wait, the next step keeps room for one, lest queries never stop.
         """
         tokens, texts = self._built.step_tokens, self._built.step_texts
         if self._lines[False] and time.monotonic() < self._mixed_until:
             tokens = min(tokens, MIXED_TOKENS)  # a query waits for the steps under way
-        kept = 1 if self._lines[False] and not self._held[False] else 0
+        kept = 1 if self._passed_over and not self._held[False] else 0
         for urgent, line in self._lines.items():
             most = tokens * (self._built.steps + urgent)
             while line and texts > kept * urgent:
@@ -315,6 +317,7 @@ class _EngineThread(threading.Thread):
                 texts -= 1
                 if len(job.request_ids) == len(job.prompts):
                     line.popleft()
+        self._passed_over = bool(self._lines[False]) and not self._held[False]
 
     def _add(self, core: Any, job: _Job, ids: list[int]) -> None:
         request_id = str(next(self._ids))

@@ -104,8 +104,12 @@ def test_wrong_names_and_types_do_not_show_what_was_passed() -> None:
 
 def test_a_changed_setting_takes_effect_or_is_refused() -> None:
     embeddings = Qwen3Embeddings(base_url=URL, api_key=KEY, model="tiny")
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(ConfigurationError, match="model_copy"):
         embeddings.dimensions = 64
+    for name in ("api_key", "default_headers", "apikey"):
+        with pytest.raises(ConfigurationError, match="model_copy") as caught:
+            setattr(embeddings, name, "sk-secret")
+        assert "sk-secret" not in str(caught.value)
     small = embeddings.model_copy(update={"dimensions": 64})
     assert small.fingerprint("query") != embeddings.model_copy().fingerprint("query")
     assert small.api_key == embeddings.api_key

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import pickle
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self
 
@@ -258,13 +258,13 @@ class Qwen3Embedding(BaseEmbedding):
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         try:
-            return _taken(texts, lists(self._embedder.encode_document(texts)))
+            return _taken(texts, lists(self._embedder.encode_document(_given(texts))))
         except Qwen3EmbeddingsError as error:
             return _go_on(texts, error)
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         try:
-            return _taken(texts, await alists(await self._embedder.aencode_document(texts)))
+            return _taken(texts, await alists(await self._embedder.aencode_document(_given(texts))))
         except Qwen3EmbeddingsError as error:
             return _go_on(texts, error)
 
@@ -289,7 +289,7 @@ class Qwen3Embedding(BaseEmbedding):
         ) -> list[Embedding]:
             """The vectors of documents, in their order; `show_progress` draws a bar."""
             with _call_over(texts) as call:
-                rows = super().get_text_embedding_batch(texts, show_progress, **kwargs)
+                rows = super().get_text_embedding_batch(call.texts, show_progress, **kwargs)
                 return call.checked(rows)
 
         @functools.wraps(BaseEmbedding.aget_text_embedding_batch)
@@ -298,7 +298,7 @@ class Qwen3Embedding(BaseEmbedding):
         ) -> list[Embedding]:
             """`get_text_embedding_batch` for coroutines; all batches are under way at once."""
             with _call_over(texts) as call:
-                rows = await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
+                rows = await super().aget_text_embedding_batch(call.texts, show_progress, **kwargs)
                 return call.checked(rows)
 
     # The embedder.
@@ -422,8 +422,10 @@ def _can_pickle(value: Any) -> bool:
 class _Call:
     """What one call has computed: LlamaIndex keeps none of its batches when one fails."""
 
-    def __init__(self, texts: list[str]) -> None:
-        self.texts = texts
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.texts = [
+            str.__str__(text) if isinstance(text, str) else _NoText(text) for text in texts
+        ]
         self.vectors: dict[int, Embedding] = {}  # by id of the text
         self.failures: list[TextError] = []
 
@@ -449,8 +451,24 @@ class _Call:
 _current: ContextVar[_Call | None] = ContextVar("call", default=None)
 
 
+class _NoText(str):
+    """What is no text, in a form that LlamaIndex's events take; the core refuses the value."""
+
+    value: Any
+
+    def __new__(cls, value: Any) -> Self:
+        marked = super().__new__(cls, f"no text: {object.__repr__(value)}")
+        marked.value = value
+        return marked
+
+
+def _given(texts: list[str]) -> list[Any]:
+    """The texts as the caller gave them."""
+    return [text.value if isinstance(text, _NoText) else text for text in texts]
+
+
 @contextlib.contextmanager
-def _call_over(texts: list[str]) -> Iterator[_Call]:
+def _call_over(texts: Iterable[str]) -> Iterator[_Call]:
     """A call whose errors name positions in `texts` and carry the vectors of all its batches."""
     call = _Call(texts)
     token = _current.set(call)
