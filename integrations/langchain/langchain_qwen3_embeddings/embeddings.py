@@ -233,12 +233,12 @@ class Qwen3Embeddings(BaseModel, Embeddings):
             found = {"model": self._embedder.model, "base_url": self._embedder.base_url}
             self.__dict__.update(found)  # what the environment said, past the freeze
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_"):  # pydantic's own error would show the value
-            raise ConfigurationError(
-                f"{name} cannot be set. Make another with model_copy(update={{{name!r}: …}})."
-            )
-        super().__setattr__(name, value)
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not name.startswith("_"):  # pydantic's own error would show the value
+                raise ConfigurationError(
+                    f"{name} cannot be set. Make another with model_copy(update={{{name!r}: …}})."
+                )
+            super().__setattr__(name, value)
 
     def _make_embedder(self) -> Embedder:
         check_at_least("chunk_size", self.chunk_size, 1)
