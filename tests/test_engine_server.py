@@ -90,6 +90,11 @@ def test_errors_of_a_real_server_say_the_way_out(server: RunningServer) -> None:
         connect(server, model="other").encode_query(["x"])
     with pytest.raises(ServerConnectionError, match="base_url"):
         Embedder(base_url=f"http://127.0.0.1:{free_port()}", max_retries=0).encode_query(["x"])
+    for host in ("xn--", "a" * 300):  # no name of a host, which is only told when it is looked up
+        with pytest.raises(ServerConnectionError, match="base_url"):
+            Embedder(base_url=f"http://{host}", max_retries=0).encode_query(["x"])
+    with pytest.raises(ConfigurationError, match="not a URL"):
+        Embedder(base_url="http://local host")
     with pytest.raises(ServerResponseError, match="/v1"):
         connect(server, base_url=server.base_url + "/chat").encode_query(["x"])
     with pytest.raises(DimensionsError, match="32 to 128"):

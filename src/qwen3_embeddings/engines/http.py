@@ -202,7 +202,7 @@ class Connection:
                 answer = await self._client.request(method, url, json=body)
         # Of aiohttp's errors httpx-aiohttp passes on those it has no name for, as for bad HTTP.
         except (
-            *(TimeoutError, httpx.HTTPError, httpx.InvalidURL, RuntimeError),
+            *(TimeoutError, httpx.HTTPError, httpx.InvalidURL, RuntimeError, UnicodeError),
             aiohttp.ClientError,
         ) as error:
             if self.closed:
@@ -264,6 +264,7 @@ def _normal_url(base_url: str) -> str:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        usable = usable and not any(character.isspace() for character in url)
     except ValueError:
         usable = False
     if not usable:
