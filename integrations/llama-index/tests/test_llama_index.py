@@ -267,6 +267,37 @@ def spans_and_events() -> Iterator[tuple[SimpleSpanHandler, list[Any]]]:
     root.span_handlers, root.event_handlers = before
 
 
+def test_a_handler_of_events_may_embed(make: Make) -> None:
+    """Batches are computed ahead: one asked for in between is not answered with the next."""
+    texts = [f"text {i}" for i in range(10)] + ["text 0"]
+    model, other = make(embed_batch_size=2), make(embed_batch_size=2, query_instruction="Other")
+    expected = make().get_text_embedding_batch(texts)
+    seen: list[list[list[float]]] = []
+    busy: list[bool] = []
+
+    class Handler(BaseEventHandler):
+        def handle(self, event: Any, **_: Any) -> None:
+            if isinstance(event, EmbeddingEndEvent) and not busy:
+                busy.append(True)  # its own calls have events too
+                rows = model.get_text_embedding_batch(texts[:2])
+                rows += model._get_text_embeddings(texts[2:4])
+                rows += other._get_text_embeddings(texts[4:6])
+                seen.append(rows)
+                busy.clear()
+
+    root = get_dispatcher()
+    before = list(root.event_handlers)
+    root.add_event_handler(Handler())
+    try:
+        rows = model.get_text_embedding_batch(texts)
+    finally:
+        root.event_handlers = before
+    np.testing.assert_allclose(rows, expected, atol=2e-6)
+    assert len(seen) == 6
+    for rows in seen:
+        np.testing.assert_allclose(rows, expected[:6], atol=2e-6)
+
+
 async def test_one_span_and_event_a_call(
     recorder: Recorder, spans_and_events: tuple[SimpleSpanHandler, list[Any]]
 ) -> None:

@@ -6,11 +6,9 @@ import contextlib
 import functools
 import pickle
 import ssl
-from collections.abc import Iterable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import (
     ConfigDict,
@@ -23,25 +21,23 @@ from llama_index.core.bridge.pydantic import (
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.storage.kvstore.types import BaseKVStore
 from llama_index.embeddings.qwen3.cache import Query, RoleAwareStore
+from llama_index.embeddings.qwen3.call import current, given, over
 
 from qwen3_embeddings import (
-    Computed,
     ConfigurationError,
     Embedder,
     EngineError,
     Qwen3EmbeddingsError,
     Task,
-    TextError,
-    TextsFailedError,
 )
 from qwen3_embeddings.embedder import Role
 from qwen3_embeddings.lists import alists, lists
 from qwen3_embeddings.secret import hide, shown
 
 DEFAULT_BATCH_SIZE = 2048
-"""Texts LlamaIndex hands over at once. It waits for each batch before it sends the next, so small
-ones leave the engine idle; the embedder cuts this one into what the engine wants and keeps many
-pieces under way."""
+"""Texts LlamaIndex hands over at once: its most. It waits for each batch before it asks for the
+next; a synchronous call therefore computes three ahead, but behind a cache or a rate limiter, where
+small ones leave the engine idle. The embedder cuts a batch into what the engine wants."""
 
 _HANDLES = ("callback_manager", "embeddings_cache", "rate_limiter")
 
@@ -257,16 +253,27 @@ class Qwen3Embedding(BaseEmbedding):
         return (await self._aget_text_embeddings([text]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        call = current(self)
         try:
-            return _taken(texts, lists(self._embedder.encode_document(_given(texts))))
+            vectors = call.next(texts) if call else None
+            if vectors is None:
+                vectors = self._embedder.encode_document(given(texts))
         except Qwen3EmbeddingsError as error:
-            return _go_on(texts, error)
+            if call is None:
+                raise
+            return call.after(error, texts)
+        rows = lists(vectors)
+        return call.keep(texts, rows) if call else rows
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        call = current(self)
         try:
-            return _taken(texts, await alists(await self._embedder.aencode_document(_given(texts))))
+            rows = await alists(await self._embedder.aencode_document(given(texts)))
         except Qwen3EmbeddingsError as error:
-            return _go_on(texts, error)
+            if call is None:
+                raise
+            return call.after(error, texts)
+        return call.keep(texts, rows) if call else rows
 
     # What users call, where BaseEmbedding's way needs help. `wraps` keeps its one span a call, and
     # hides the signature from type checkers, which the base's own serves.
@@ -288,7 +295,11 @@ class Qwen3Embedding(BaseEmbedding):
             self, texts: list[str], show_progress: bool = False, **kwargs: Any
         ) -> list[Embedding]:
             """The vectors of documents, in their order; `show_progress` draws a bar."""
-            with _call_over(texts) as call:
+            with over(texts, self) as call:
+                bounded = self.embeddings_cache or getattr(self, "rate_limiter", None)
+                if len(call.texts) > self.embed_batch_size and not bounded:
+                    documents = given(call.texts)
+                    call.stream = self._embedder.stream(documents, size=self.embed_batch_size)
                 rows = super().get_text_embedding_batch(call.texts, show_progress, **kwargs)
                 return call.checked(rows)
 
@@ -297,7 +308,7 @@ class Qwen3Embedding(BaseEmbedding):
             self, texts: list[str], show_progress: bool = False, **kwargs: Any
         ) -> list[Embedding]:
             """`get_text_embedding_batch` for coroutines; all batches are under way at once."""
-            with _call_over(texts) as call:
+            with over(texts, self) as call:
                 rows = await super().aget_text_embedding_batch(call.texts, show_progress, **kwargs)
                 return call.checked(rows)
 
@@ -417,84 +428,3 @@ def _can_pickle(value: Any) -> bool:
     except Exception:
         return False
     return True
-
-
-class _Call:
-    """What one call has computed: LlamaIndex keeps none of its batches when one fails."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        self.texts = [
-            str.__str__(text) if isinstance(text, str) else _NoText(text) for text in texts
-        ]
-        self.vectors: dict[int, Embedding] = {}  # by id of the text
-        self.failures: list[TextError] = []
-
-    def located(self, batch: list[str], error: TextError) -> TextError:
-        """An error about a batch as one about the call's texts."""
-        ids = {id(batch[position]) for position in error.positions}
-        return error.at(i for i, text in enumerate(self.texts) if id(text) in ids)
-
-    def checked(self, rows: list[Embedding]) -> list[Embedding]:
-        """The result of the call, when no text failed."""
-        if self.failures:
-            self.vectors = {id(text): row for text, row in zip(self.texts, rows, strict=True)}
-            raise TextsFailedError.of(self.failures)
-        return rows
-
-    def computed(self) -> Computed:
-        """All vectors there are."""
-        there = [i for i, text in enumerate(self.texts) if self.vectors.get(id(text))]
-        rows = [self.vectors[id(self.texts[i])] for i in there]
-        return Computed(np.array(there, np.intp), np.array(rows, np.float32), len(self.texts))
-
-
-_current: ContextVar[_Call | None] = ContextVar("call", default=None)
-
-
-class _NoText(str):
-    """What is no text, in a form that LlamaIndex's events take; the core refuses the value."""
-
-    value: Any
-
-    def __new__(cls, value: Any) -> Self:
-        marked = super().__new__(cls, f"no text: {object.__repr__(value)}")
-        marked.value = value
-        return marked
-
-
-def _given(texts: list[str]) -> list[Any]:
-    """The texts as the caller gave them."""
-    return [text.value if isinstance(text, _NoText) else text for text in texts]
-
-
-@contextlib.contextmanager
-def _call_over(texts: Iterable[str]) -> Iterator[_Call]:
-    """A call whose errors name positions in `texts` and carry the vectors of all its batches."""
-    call = _Call(texts)
-    token = _current.set(call)
-    try:
-        yield call
-    except Qwen3EmbeddingsError as error:
-        raise error.carrying(call.computed()) from error.__cause__
-    finally:
-        _current.reset(token)
-
-
-def _taken(batch: list[str], rows: list[Embedding]) -> list[Embedding]:
-    """A batch's vectors, known to the call the batch belongs to."""
-    if call := _current.get():
-        call.vectors.update(zip(map(id, batch), rows, strict=True))
-    return rows
-
-
-def _go_on(batch: list[str], error: Qwen3EmbeddingsError) -> list[Embedding]:
-    """What to do after an error in a batch: raise it, or go on with an empty row a failed text."""
-    call = _current.get()
-    if call is None:
-        raise error
-    if done := error.computed:
-        _taken([batch[i] for i in done.positions], lists(done.vectors))
-    if not isinstance(error, TextsFailedError):
-        raise call.located(batch, error) if isinstance(error, TextError) else error
-    call.failures += [call.located(batch, failure) for failure in error.errors]
-    return [call.vectors.get(id(text), []) for text in batch]
