@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -199,6 +200,38 @@ def test_no_log_of_an_engine_shows_a_text(checkpoint: str) -> None:
     lines = loud({"VLLM_LOGGING_LEVEL": "DEBUG"}, "model", checkpoint, "dtype", "float32")
     assert any("Executing" in line for line in lines), "asyncio was not in debug mode"
     assert not [line for line in lines if TEXT[:24] in line and not line.startswith("DEBUG")]
+
+
+def test_vllm_logs_errors_only(checkpoint: str) -> None:
+    code = "import sys, qwen3_embeddings as q; q.Embedder(sys.argv[1], dtype='float32').start()"
+    command = [sys.executable, "-W", "ignore", "-c", code, checkpoint]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=True)
+    assert "INFO" not in done.stdout + done.stderr
+
+
+def test_quoted_texts_are_taken_out() -> None:
+    text = "The quick brown fox\njumps over the lazy dog."
+    for said in (f"bad input {text!r}!", f"bad input {json.dumps(text)}!", f"bad {text[5:25]}!"):
+        assert "quick brown" not in http.hide_texts(said, [text])
+        assert "…" in http.hide_texts(said, [text])
+    assert http.hide_texts("bad: sardines", ["sardines"]) == "bad: …", "a whole text of 8"
+    assert http.hide_texts("bad: herring", ["herring"]) == "bad: herring", "a shorter one"
+
+
+def test_pickled_weights_are_not_read_beside_safetensors(checkpoint: str, tmp_path: Path) -> None:
+    folder = tmp_path / "both"
+    shutil.copytree(checkpoint, folder)
+    ran = tmp_path / "ran"
+
+    class Harm:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (ran,)
+
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Harm()))
+    for engine in ("vllm", "reference"):
+        with Embedder(str(folder), dtype="float32", engine=engine) as embedder:
+            assert embedder.encode_query(["text"]).shape == (1, 128)
+    assert not ran.exists()
 
 
 @pytest.mark.parametrize(

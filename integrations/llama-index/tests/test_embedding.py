@@ -210,6 +210,22 @@ async def test_bad_texts_are_named(make: Make, bad: Any, error: type[Exception])
         await model.aget_text_embedding(bad)
 
 
+async def failures(model: Qwen3Embedding, texts: Any) -> list[TextsFailedError]:
+    """What a call raises, and one of a coroutine."""
+    with pytest.raises(TextsFailedError) as caught:
+        model.get_text_embedding_batch(texts)
+    with pytest.raises(TextsFailedError) as awaited:
+        await model.aget_text_embedding_batch(texts)
+    return [caught.value, awaited.value]
+
+
+def assert_carried(error: TextsFailedError, positions: list[int], expected: Any) -> None:
+    """The error carries the vectors of all other texts."""
+    assert error.computed is not None
+    assert error.computed.positions.tolist() == positions
+    np.testing.assert_allclose(error.computed.vectors, expected, atol=2e-6)
+
+
 @pytest.mark.parametrize("cached", [False, True])
 async def test_finish_embeds_all_other_batches(make: Make, cached: bool) -> None:
     """LlamaIndex stops at the first batch that fails, and forgets those before."""
@@ -222,16 +238,10 @@ async def test_finish_embeds_all_other_batches(make: Make, cached: bool) -> None
         store = SimpleKVStore()
         model = make(**settings, embeddings_cache=store if cached else None)
         for _ in range(2):
-            with pytest.raises(TextsFailedError) as caught:
-                model.get_text_embedding_batch(texts)
-            with pytest.raises(TextsFailedError) as awaited:
-                await model.aget_text_embedding_batch(texts)
-            for error in (caught.value, awaited.value):
+            for error in await failures(model, texts):
                 assert error.positions == (1, 4, 10)
                 assert [kind.positions for kind in error.errors] == [(1, 4, 10)]
-                assert error.computed is not None
-                assert error.computed.positions.tolist() == good
-                np.testing.assert_allclose(error.computed.vectors, expected, atol=2e-6)
+                assert_carried(error, good, expected)
         assert len(store.get_all("embeddings")) == (8 if cached else 0)
 
 
@@ -241,15 +251,9 @@ async def test_finish_embeds_all_but_what_is_no_text(make: Make) -> None:
     expected = np.array(make().get_text_embedding_batch(["a", "b", "c", "e"]))
     for batch in (2, 2048):
         model = make(embed_batch_size=batch, on_error="finish", embeddings_cache=SimpleKVStore())
-        with pytest.raises(TextsFailedError) as caught:
-            model.get_text_embedding_batch(texts)
-        with pytest.raises(TextsFailedError) as awaited:
-            await model.aget_text_embedding_batch(texts)
-        for error in (caught.value, awaited.value):
+        for error in await failures(model, texts):
             assert error.positions == (2, 4, 5)
-            assert error.computed is not None
-            assert error.computed.positions.tolist() == [0, 1, 3, 6]
-            np.testing.assert_allclose(error.computed.vectors, expected, atol=2e-6)
+            assert_carried(error, [0, 1, 3, 6], expected)
 
 
 async def test_errors_about_an_array_of_texts(make: Make) -> None:
@@ -258,11 +262,9 @@ async def test_errors_about_an_array_of_texts(make: Make) -> None:
     expected = np.array(make().get_text_embedding_batch(texts[:40]))
     for batch in (1, 7, 2048):
         model = make(embed_batch_size=batch, on_error="finish")
-        with pytest.raises(TextsFailedError) as caught:
-            model.get_text_embedding_batch(texts)
-        assert caught.value.positions == (40,)
-        assert caught.value.computed is not None
-        np.testing.assert_allclose(caught.value.computed.vectors, expected, atol=2e-6)
+        for error in await failures(model, texts):
+            assert error.positions == (40,)
+            assert_carried(error, list(range(40)), expected)
     generated = make().get_text_embedding_batch(text for text in texts[:40])
     np.testing.assert_allclose(generated, expected, atol=2e-6)
 
