@@ -92,7 +92,9 @@ class Output:
     def texts(self, size: int, total: int) -> Computed:
         """The texts all of whose prompts are done. Call it once: it moves rows."""
         owners = np.asarray(self.plan.owners, dtype=np.intp)
-        whole = np.flatnonzero(~np.isin(owners, owners[~self.done]))
+        whole = np.arange(len(owners))
+        if not self.done.all():
+            whole = np.flatnonzero(~np.isin(owners, owners[~self.done]))
         owners = owners[whole]
         if not self.plan.split:
             return Computed(owners, _moved_up(self.vectors, whole), total)

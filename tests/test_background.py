@@ -1,0 +1,132 @@
+"""The one event loop: what other loops await on it, and how it is woken."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from qwen3_embeddings import background
+
+
+async def same(value: int) -> int:
+    """Done in its first turn, often before its caller goes on."""
+    return value
+
+
+async def nothing() -> None:
+    """Start the loop."""
+
+
+@pytest.fixture
+def wakes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What wakes the background loop from other threads."""
+    background.run(nothing())
+    loop = background._loop
+    assert loop is not None
+    seen: list[Any] = []
+    wake = loop.call_soon_threadsafe
+
+    def counted(function: Any, *given: Any, **more: Any) -> Any:
+        seen.append(function)
+        return wake(function, *given, **more)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+    return seen
+
+
+def test_every_loop_gets_its_own_answers() -> None:
+    """Threads that interrupt each other as often as Python lets them lose none."""
+
+    def caller(start: int) -> list[int]:
+        async def ask() -> list[int]:
+            got = []
+            for first in range(start, start + 1000, 50):
+                waits = (background.wait(same(i)) for i in range(first, first + 50))
+                got += await asyncio.gather(*waits)
+                got.append(await background.wait(same(-first)))
+            return got
+
+        return asyncio.run(asyncio.wait_for(ask(), 60))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(caller, range(0, 4000, 1000)))
+    finally:
+        sys.setswitchinterval(interval)
+    for start, got in zip(range(0, 4000, 1000), answers, strict=True):
+        assert [x for x in got if x > 0] == [x for x in range(start, start + 1000) if x]
+        assert [-x for x in got if x < 0] == [x for x in range(start, start + 1000, 50) if x]
+
+
+def test_coroutines_awaited_together_wake_the_loop_once(wakes: list[Any]) -> None:
+    async def together() -> list[int]:
+        return await asyncio.gather(*(background.wait(same(i)) for i in range(100)))
+
+    assert asyncio.run(together()) == list(range(100))
+    assert len(wakes) == 1
+
+
+def test_an_error_reaches_its_caller_alone() -> None:
+    async def fail() -> int:
+        raise KeyError("mine")
+
+    async def both() -> list[Any]:
+        waits = background.wait(fail()), background.wait(same(1))
+        return await asyncio.gather(*waits, return_exceptions=True)
+
+    failed, fine = asyncio.run(both())
+    assert isinstance(failed, KeyError)
+    assert fine == 1
+
+
+def test_a_wait_given_up_before_it_began_begins_nothing() -> None:
+    begun = []
+
+    async def note() -> None:
+        begun.append(True)
+
+    async def give_up() -> None:
+        task = asyncio.create_task(background.wait(note()))
+        await asyncio.sleep(0)  # asked for, and not yet passed on
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await background.wait(nothing())
+
+    asyncio.run(give_up())
+    assert not begun
+
+
+def test_a_wait_given_up_cancels_its_coroutine() -> None:
+    ended = threading.Event()
+
+    async def long() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    async def give_up() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(background.wait(long()), 0.05)
+
+    asyncio.run(give_up())
+    assert ended.wait(10)
+
+
+def test_a_coroutine_cancelled_there_cancels_the_wait() -> None:
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    async def ask() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await background.wait(cancelled())
+
+    asyncio.run(ask())
