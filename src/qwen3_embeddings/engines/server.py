@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import ssl
 import unicodedata
 from collections import defaultdict
@@ -45,9 +46,10 @@ _ABOUT_A_TEXT = frozenset({400, 413, 422})  # statuses of a refusal that one tex
 GATHER_SECONDS = 0.001
 """How long a chunk waits for others to share its request."""
 QUERIES_A_REQUEST = 4
-"""Most queries of several callers in one request. Its HTTP process takes vLLM one to three
-milliseconds a text, less the more share a request, and several processes share several requests; of
-1, 2, 4, 8 and 16 this was the fastest on an H100 (docs/performance.md)."""
+"""Queries of several callers in one request; more when more wait than all requests under way hold.
+Its HTTP process takes vLLM one to three milliseconds a text, less the more share a request, and
+several processes share several requests; of 1, 2, 4, 8 and 16 this was the fastest for 64 callers
+on an H100 (docs/performance.md)."""
 FULL_CONTEXT = (0, 32)
 """First version of vLLM that always finishes an input as long as its context: an earlier one never
 does when the input takes several steps (vllm-project/vllm#48039)."""
@@ -248,8 +250,12 @@ class ServerEngine:
         kind = (dimensions, texts, urgent)
         await asyncio.sleep(delay)
         async with self._slots[urgent]:
-            most = min(self.chunk_texts, QUERIES_A_REQUEST) if urgent else self.chunk_texts
-            group = _take(self._waiting[kind], most)
+            line = self._waiting[kind]
+            most = self.chunk_texts
+            if urgent:  # enough that as many requests as may be under way empty the line
+                share = math.ceil(len(line) / self.chunks_in_flight)
+                most = min(most, max(QUERIES_A_REQUEST, share))
+            group = _take(line, most)
             self._gathering.discard(kind)
             self._call_sender(kind, 0.0)  # what is left has waited
             if not group:
