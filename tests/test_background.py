@@ -88,16 +88,20 @@ def test_an_error_reaches_its_caller_alone() -> None:
 
 def test_a_wait_given_up_before_it_began_begins_nothing() -> None:
     begun = []
+    free = threading.Event()
+
+    async def hold() -> None:
+        free.wait(10)
 
     async def note() -> None:
         begun.append(True)
 
     async def give_up() -> None:
-        task = asyncio.create_task(background.wait(note()))
-        await asyncio.sleep(0)  # asked for, and not yet passed on
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        held = background.submit(hold())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(background.wait(note()), 0.05)
+        free.set()
+        await asyncio.wrap_future(held)
         await background.wait(nothing())
 
     asyncio.run(give_up())
