@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
+import gc
 import sys
 import threading
+import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,6 +25,21 @@ async def same(value: int) -> int:
 
 async def nothing() -> None:
     """Start the loop."""
+
+
+@contextlib.contextmanager
+def held_loop() -> Iterator[None]:
+    """Hold the background loop in one turn."""
+    held, free = threading.Event(), threading.Event()
+
+    async def hold() -> None:
+        held.set()
+        free.wait(10)
+
+    background.submit(hold())
+    assert held.wait(10)
+    yield
+    free.set()
 
 
 @pytest.fixture
@@ -65,12 +85,93 @@ def test_every_loop_gets_its_own_answers() -> None:
         assert [-x for x in got if x < 0] == [x for x in range(start, start + 1000, 50) if x]
 
 
-def test_coroutines_awaited_together_wake_the_loop_once(wakes: list[Any]) -> None:
+def test_coroutines_that_come_while_the_loop_is_busy_wake_it_once(wakes: list[Any]) -> None:
     async def together() -> list[int]:
-        return await asyncio.gather(*(background.wait(same(i)) for i in range(100)))
+        with held_loop():
+            wakes.clear()
+            asked = [asyncio.create_task(background.wait(same(i))) for i in range(100)]
+            await asyncio.sleep(0)
+        return await asyncio.gather(*asked)
 
     assert asyncio.run(together()) == list(range(100))
     assert len(wakes) == 1
+
+
+def test_coroutines_awaited_together_keep_their_callers_contexts() -> None:
+    """Tracing and logging tell callers apart by them."""
+    caller: contextvars.ContextVar[int] = contextvars.ContextVar("caller")
+
+    async def see() -> int:
+        return caller.get()
+
+    async def ask(number: int) -> int:
+        caller.set(number)
+        return await background.wait(see())
+
+    async def together() -> list[int]:
+        return await asyncio.gather(*map(ask, range(10)))
+
+    assert asyncio.run(together()) == list(range(10))
+
+
+def test_an_interrupted_wake_keeps_nobody_else_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    background.run(nothing())
+    loop = background._loop
+    assert loop is not None
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "call_soon_threadsafe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            background.run(same(1))
+    assert background.submit(same(2)).result(10) == 2
+
+
+def test_what_the_last_turn_of_a_loop_asks_for_is_done() -> None:
+    """Such as an `aclose` that nobody awaits."""
+    done = threading.Event()
+
+    async def close() -> None:
+        done.set()
+
+    loop = asyncio.new_event_loop()
+
+    async def last() -> None:
+        await asyncio.sleep(0)
+        kept.append(loop.create_task(background.wait(close())))
+
+    kept: list[Any] = []
+    loop.run_until_complete(last())
+    loop.close()
+    assert done.wait(10)
+
+
+def test_an_error_keeps_nothing_alive() -> None:
+    """Its traceback holds the frames it passed, and they not it."""
+
+    class FailedError(Exception):
+        """One that a weak reference can be made of."""
+
+    async def fail() -> None:
+        raise FailedError
+
+    async def ask() -> weakref.ref[FailedError]:
+        try:
+            await background.wait(fail())
+        except FailedError as error:
+            return weakref.ref(error)
+        raise AssertionError
+
+    gc.collect()
+    gc.disable()
+    try:
+        seen = asyncio.run(ask())
+        background.run(nothing())  # the background loop's turn with the error is over
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_an_error_reaches_its_caller_alone() -> None:
@@ -88,20 +189,13 @@ def test_an_error_reaches_its_caller_alone() -> None:
 
 def test_a_wait_given_up_before_it_began_begins_nothing() -> None:
     begun = []
-    free = threading.Event()
-
-    async def hold() -> None:
-        free.wait(10)
 
     async def note() -> None:
         begun.append(True)
 
     async def give_up() -> None:
-        held = background.submit(hold())
-        with pytest.raises(TimeoutError):
+        with held_loop(), pytest.raises(TimeoutError):
             await asyncio.wait_for(background.wait(note()), 0.05)
-        free.set()
-        await asyncio.wrap_future(held)
         await background.wait(nothing())
 
     asyncio.run(give_up())

@@ -4,34 +4,47 @@ A daemon thread of this process owns it. Sync callers wait for a coroutine on it
 await one, so there is one implementation, any thread and any event loop may call, and closing a
 caller's loop breaks nothing here.
 
-Waking a loop of another thread costs more than a query's other work in Python. So coroutines that
-one loop awaits in the same turn wake this loop once, and answers given in the same turn wake theirs
-once.
+Waking another thread's loop costs more than a query's other work in Python. So what comes before
+this loop has heard the last wake adds none, and answers of one turn wake a caller's loop once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import functools
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_Call = tuple[Callable[..., object], tuple[Any, ...]]
+
+
+@dataclass
+class _Wake:
+    """One wake of the background loop, heard once that loop looks at what has come."""
+
+    heard: bool = False
+
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
-_abandoned: list[asyncio.AbstractEventLoop | None] = []
-_calls: dict[tuple[asyncio.AbstractEventLoop, asyncio.AbstractEventLoop], list[_Call]] = {}
-"""By the loop that calls and the loop to call."""
+_wake = _Wake(heard=True)
+_coming: deque[tuple[Coroutine[Any, Any, Any], Future[Any], contextvars.Context]] = deque()
+_going: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Future[Any]]]] = {}
+_abandoned: list[Any] = []
 
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
     """Start `coroutine` on the background loop; cancelling the future cancels it."""
-    return asyncio.run_coroutine_threadsafe(coroutine, _running_loop())
+    future: Future[T] = Future()
+    _send(coroutine, future)
+    return future
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -57,12 +70,13 @@ async def wait(coroutine: Coroutine[Any, Any, T]) -> T:
     """Await `coroutine` from any event loop; cancelling this await cancels it."""
     answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     future: Future[T] = Future()
-    future.add_done_callback(lambda done: _hand_over(answer, done))
-    _call(_running_loop(), _begin, coroutine, future)
+    future.add_done_callback(functools.partial(_hand_over, answer))  # before it can be done
     try:
+        _send(coroutine, future)
         return await answer
     finally:
         future.cancel()
+        del answer, future  # an error they hold would hold this frame
 
 
 async def gather(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -88,42 +102,41 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     return await future
 
 
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *given: Any) -> None:
-    """Call a function on another loop from this one, with all that this turn has for it."""
-    here = asyncio.get_running_loop()
-    calls = _calls.setdefault((here, loop), [])
-    if not calls:
-        here.call_soon(_pass_on, here, loop)
-    calls.append((function, given))
+def _send(coroutine: Coroutine[Any, Any, T], future: Future[T]) -> None:
+    """Have a coroutine started for a future, in the caller's context."""
+    global _wake
+    loop = _running_loop()
+    _coming.append((coroutine, future, contextvars.copy_context()))
+    if _wake.heard:
+        wake = _Wake()
+        loop.call_soon_threadsafe(_start_all, wake)
+        _wake = wake  # last: after a Ctrl-C before it the next call wakes again
 
 
-def _pass_on(here: asyncio.AbstractEventLoop, loop: asyncio.AbstractEventLoop) -> None:
-    calls = _calls.pop((here, loop))
-    with contextlib.suppress(RuntimeError):  # it was closed: nobody waits there
-        loop.call_soon_threadsafe(_take, calls)
+def _start_all(wake: _Wake) -> None:
+    wake.heard = True  # first: what comes from now on wakes again
+    while _coming:
+        coroutine, future, context = _coming.popleft()
+        if future.cancelled():
+            coroutine.close()
+            continue
+        task = asyncio.get_running_loop().create_task(coroutine, context=context)
+        task.add_done_callback(functools.partial(_finish, future))
+        future.add_done_callback(functools.partial(_give_up, task))
 
 
-def _take(calls: list[_Call]) -> None:
-    for function, given in calls:
-        asyncio.get_running_loop().call_soon(function, *given)
+def _give_up(task: asyncio.Task[T], future: Future[T]) -> None:
+    """Cancel the task of a future that is cancelled, in whatever thread."""
+    if future.cancelled() and not task.done():
+        task.get_loop().call_soon_threadsafe(task.cancel)
 
 
-def _begin(coroutine: Coroutine[Any, Any, T], future: Future[T]) -> None:
-    """Start a coroutine for a future; cancelling the one cancels the other."""
-    if future.cancelled():
-        return coroutine.close()
-    task = asyncio.create_task(coroutine)
-    task.add_done_callback(lambda _: _finish(task, future))
-    loop = asyncio.get_running_loop()
-    future.add_done_callback(
-        lambda done: done.cancelled() and loop.call_soon_threadsafe(task.cancel)
-    )
-
-
-def _finish(task: asyncio.Task[T], future: Future[T]) -> None:
+def _finish(future: Future[T], task: asyncio.Task[T]) -> None:
+    error = None
     if task.cancelled():
         future.cancel()
-    error = None if task.cancelled() else task.exception()
+    else:
+        error = task.exception()
     if not future.set_running_or_notify_cancel():
         return
     if error is None:
@@ -133,20 +146,31 @@ def _finish(task: asyncio.Task[T], future: Future[T]) -> None:
 
 
 def _hand_over(answer: asyncio.Future[T], future: Future[T]) -> None:
-    """Bring an outcome to the loop that awaits it, unless that loop gave up."""
-    if _on_background_loop():
-        _call(answer.get_loop(), _settle, answer, future)
-
-
-def _settle(answer: asyncio.Future[T], future: Future[T]) -> None:
-    if answer.done():
+    """Bring an outcome to the loop that awaits it; one that gave up waits no more."""
+    if not _on_background_loop():
         return
-    if future.cancelled():
-        answer.cancel()
-    elif (error := future.exception()) is not None:
-        answer.set_exception(error)
-    else:
-        answer.set_result(future.result())
+    loop = answer.get_loop()
+    outcomes = _going.setdefault(loop, [])
+    if not outcomes:
+        asyncio.get_running_loop().call_soon(_bring_all, loop)
+    outcomes.append((answer, future))
+
+
+def _bring_all(loop: asyncio.AbstractEventLoop) -> None:
+    with contextlib.suppress(RuntimeError):  # closed: nobody waits there
+        loop.call_soon_threadsafe(_settle_all, _going.pop(loop))
+
+
+def _settle_all(outcomes: list[tuple[asyncio.Future[Any], Future[Any]]]) -> None:
+    for answer, future in outcomes:
+        if answer.done():
+            continue
+        if future.cancelled():
+            answer.cancel()
+        elif (error := future.exception()) is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(future.result())
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:
@@ -169,10 +193,11 @@ def _on_background_loop() -> bool:
 
 def _forget_loop() -> None:
     """The thread did not come along into a forked child: start another there at first use."""
-    global _loop, _lock
+    global _loop, _lock, _wake, _coming, _going
     _lock = threading.Lock()
-    _abandoned.append(_loop)  # its destructor would close what the parent still listens on
-    _loop = None
+    # The loop's destructor would close what the parent still listens on.
+    _abandoned.append((_loop, _coming, _going))
+    _loop, _wake, _coming, _going = None, _Wake(heard=True), deque(), {}
 
 
 if hasattr(os, "register_at_fork"):

@@ -252,8 +252,9 @@ class ServerEngine:
         async with self._slots[urgent]:
             line = self._waiting[kind]
             most = self.chunk_texts
-            if urgent:  # enough that as many requests as may be under way empty the line
-                share = math.ceil(len(line) / self.chunks_in_flight)
+            if urgent:
+                texts_waiting = sum(len(waiting.prompts) for waiting in line)
+                share = math.ceil(texts_waiting / self.chunks_in_flight)
                 most = min(most, max(QUERIES_A_REQUEST, share))
             group = _take(line, most)
             self._gathering.discard(kind)
