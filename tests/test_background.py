@@ -38,8 +38,10 @@ def held_loop() -> Iterator[None]:
 
     background.submit(hold())
     assert held.wait(10)
-    yield
-    free.set()
+    try:
+        yield
+    finally:
+        free.set()
 
 
 @pytest.fixture
