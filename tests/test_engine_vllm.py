@@ -41,6 +41,11 @@ def engine_of(embedder: Embedder) -> VLLMEngine:
     return engine
 
 
+def thread_of(embedder: Embedder) -> Any:
+    """The engine's thread, once it has started."""
+    return engine_of(embedder)._thread
+
+
 def test_32_threads_at_once(embedder: Embedder) -> None:
     """Hazard 1: `vllm.LLM` hangs or aborts when two threads enter it."""
     expected = embedder.encode_document([f"thread {i}" for i in range(32)])
@@ -324,12 +329,32 @@ def test_the_cache_holds_two_steps_and_the_longest_input(gibibytes: int) -> None
     assert arguments["gpu_memory_utilization"] <= 0.92
 
 
-@pytest.mark.parametrize("overlap", [False, True])
+@pytest.fixture
+def overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps overlap as on a GPU; vLLM on a CPU turns that off, whatever is asked for."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    settle = CpuPlatform.check_and_update_config.__func__
+
+    def overlapping(cls: type, config: Any) -> None:
+        settle(cls, config)
+        config.scheduler_config.async_scheduling = True
+
+    monkeypatch.setattr(CpuPlatform, "check_and_update_config", classmethod(overlapping))
+
+
+@pytest.mark.parametrize("under_way", [1, 2])
 @pytest.mark.parametrize("step_texts", [16, 1])
-def test_queries_pass_documents(checkpoint: str, overlap: bool, step_texts: int) -> None:
-    """Small steps, so that a call spans many and several are under way when steps overlap."""
-    steps = {"max_num_batched_tokens": 128, "max_num_seqs": step_texts, "async_scheduling": overlap}
+def test_queries_pass_documents(
+    checkpoint: str, under_way: int, step_texts: int, request: pytest.FixtureRequest
+) -> None:
+    """Small steps, so that a call spans many and two are under way when steps overlap."""
+    if under_way == 2:
+        request.getfixturevalue("overlap")
+    steps = {"max_num_batched_tokens": 128, "max_num_seqs": step_texts}
     with Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as embedder:
+        embedder.start()
+        assert thread_of(embedder)._built.steps == under_way
         texts = [f"text {i} " + "word " * (i * 7 % 30) for i in range(200)]
         texts.append("longer than a step " * 40)
         expected = embedder.encode_document(texts[::-1])[::-1]
@@ -349,8 +374,7 @@ def test_a_query_passes_documents_longer_than_a_step(checkpoint: str) -> None:
     steps = {"max_num_batched_tokens": 64, "max_num_seqs": 16}
     with Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as embedder:
         embedder.start()
-        thread = engine_of(embedder)._thread
-        assert thread is not None
+        thread = thread_of(embedder)
         held: list[int] = []
         fill = thread._fill
 
@@ -369,6 +393,38 @@ def test_a_query_passes_documents_longer_than_a_step(checkpoint: str) -> None:
             assert documents.result().shape == (20, 128)
         assert max(held) <= 2, "a document, and perhaps the query on top of it"
         assert not any(thread._held.values())
+
+
+@pytest.mark.usefixtures("overlap")
+def test_beside_queries_steps_are_small_and_overlap(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two small steps given to the core at once are one to it, with none beside it."""
+    monkeypatch.setattr(vllm_engine, "MIXED_TOKENS", 128)
+    steps = {"max_num_batched_tokens": 2048, "max_num_seqs": 256}
+    with Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as embedder:
+        embedder.start()
+        thread = thread_of(embedder)
+        sizes: list[int] = []
+        fill = thread._fill
+
+        def watched(core: Any) -> None:
+            fill(core)
+            requests = core.engine_core.scheduler.requests.values()
+            sizes.append(sum(r.num_tokens for r in requests if not r.num_computed_tokens))
+
+        thread._fill = watched
+        texts = ["word " * 6] * 1200
+        with ThreadPoolExecutor(1) as pool:
+            embedder.encode_query(["the first query makes the steps small"])
+            documents = pool.submit(embedder.encode_document, texts)
+            while not documents.done():
+                embedder.encode_query(["another query"])
+            assert documents.result().shape == (1200, 128)
+    assert max(sizes) <= 128 + 43, "tokens of the first query"
+    full = [size for size in sizes if size > 64]
+    assert len(full) > 60, "30,000 tokens"
+    assert sizes.count(0) < len(full) / 4, "a step beside which none was given"
 
 
 @pytest.mark.parametrize("texts", [1, 2, 16], ids=["one text", "two texts", "few tokens"])

@@ -21,8 +21,8 @@ OVERHEAD_BYTES = 6 * GIB
 """Room on a GPU beside weights and cache: activations of a step, CUDA graphs, the context."""
 GRAPH_TOKENS = (
     *(1, 2, 4, 8, 16, 32, 64, 128),
-    *range(256, 4096, 256),
-    *range(4096, 8193, 512),
+    *range(256, 4608, 256),  # a small step of documents, and a query on top of it
+    *range(4608, 8193, 512),
 )
 """Steps whose kernels are recorded as CUDA graphs; a step is filled up to the next of them. vLLM
 stops at 512 tokens, where the host takes longer to launch the kernels than the GPU to run them: 22

@@ -297,23 +297,27 @@ class _EngineThread(threading.Thread):
     def _fill(self, core: Any) -> None:
         """Give the core what its next step should hold: queries, then documents.
 
-        What it still holds counts (texts longer than a step, steps under way): a query would wait
-        behind that. Queries may come on top of it. Where they left no room for documents that
-        wait, the next step keeps room for one, lest queries never stop.
+        Of either no more at once than a step: given two small ones, the core makes one large of
+        them, and the GPU waits for the host to prepare the next. What the core still holds counts
+        (texts longer than a step, steps under way), but a text of a kind it holds none of always
+        goes. Where queries left no room for documents that wait, the next step keeps room for one,
+        lest queries never stop.
         """
-        tokens, texts = self._built.step_tokens, self._built.step_texts
+        built = self._built
+        tokens, texts = built.step_tokens, built.step_texts
         if self._lines[False] and time.monotonic() < self._mixed_until:
             tokens = min(tokens, MIXED_TOKENS)  # a query waits for the steps under way
         kept = 1 if self._passed_over and not self._held[False] else 0
         for urgent, line in self._lines.items():
-            most = tokens * (self._built.steps + urgent)
+            room = tokens
             while line and texts > kept * urgent:
                 job = line[0]
                 ids = job.prompts[len(job.request_ids)]
-                held = sum(self._held.values())
-                if (held if urgent else self._held[False]) and held + len(ids) > most:
+                held = self._held[urgent]
+                if held and (len(ids) > room or held + len(ids) > built.step_tokens * built.steps):
                     break
                 self._add(core, job, ids)
+                room -= len(ids)
                 texts -= 1
                 if len(job.request_ids) == len(job.prompts):
                     line.popleft()
