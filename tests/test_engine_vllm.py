@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import os
@@ -10,6 +11,7 @@ import signal
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,42 +48,76 @@ def thread_of(embedder: Embedder) -> Any:
     return engine_of(embedder)._thread
 
 
-def test_32_threads_at_once(embedder: Embedder) -> None:
+@contextlib.contextmanager
+def overlapping_steps() -> Iterator[None]:
+    """Engines that start in here have two steps under way, as on a GPU.
+
+    On a CPU vLLM turns that off, whatever is asked for.
+    """
+    from vllm.platforms.cpu import CpuPlatform
+
+    settle = CpuPlatform.check_and_update_config.__func__
+
+    def overlap(cls: type, config: Any) -> None:
+        settle(cls, config)
+        config.scheduler_config.async_scheduling = True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CpuPlatform, "check_and_update_config", classmethod(overlap))
+        yield
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one step", "overlapping steps"])
+def either(
+    request: pytest.FixtureRequest, checkpoint: str, embedder: Embedder
+) -> Iterator[Embedder]:
+    """Embedders with one step under way and with two."""
+    if request.param == 1:
+        yield embedder
+        return
+    with Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 256}) as overlapping:
+        with overlapping_steps():
+            overlapping.start()
+        assert thread_of(overlapping)._built.steps == 2
+        yield overlapping
+
+
+def test_32_threads_at_once(either: Embedder) -> None:
     """Hazard 1: `vllm.LLM` hangs or aborts when two threads enter it."""
-    expected = embedder.encode_document([f"thread {i}" for i in range(32)])
+    expected = either.encode_document([f"thread {i}" for i in range(32)])
     barrier = threading.Barrier(32)
 
     def work(i: int) -> np.ndarray:
         barrier.wait()
-        return np.concatenate([embedder.encode_document([f"thread {i}"]) for _ in range(5)])
+        return np.concatenate([either.encode_document([f"thread {i}"]) for _ in range(5)])
 
     with ThreadPoolExecutor(32) as pool:
         for i, rows in enumerate(pool.map(work, range(32))):
             np.testing.assert_allclose(rows, np.tile(expected[i], (5, 1)), atol=2e-6)
 
 
-def test_200_coroutines_through_five_event_loops(embedder: Embedder) -> None:
-    expected = embedder.encode_query([f"coroutine {i}" for i in range(200)])
+def test_200_coroutines_through_five_event_loops(either: Embedder) -> None:
+    expected = either.encode_query([f"coroutine {i}" for i in range(200)])
 
     async def burst() -> np.ndarray:
-        calls = (embedder.aencode_query([f"coroutine {i}"]) for i in range(200))
+        calls = (either.aencode_query([f"coroutine {i}"]) for i in range(200))
         return np.concatenate(await asyncio.gather(*calls))
 
     for _ in range(5):
         np.testing.assert_allclose(asyncio.run(burst()), expected, atol=2e-6)
 
 
-def test_threads_and_coroutines_at_once(embedder: Embedder) -> None:
+def test_threads_and_coroutines_at_once(either: Embedder) -> None:
     texts = [f"both {i}" for i in range(232)]
-    queries, documents = embedder.encode_query(texts), embedder.encode_document(texts)
+    queries, documents = either.encode_query(texts), either.encode_document(texts)
 
     async def burst() -> list[np.ndarray]:
-        calls = (embedder.aencode_query([text]) for text in texts[:200])
+        calls = (either.aencode_query([text]) for text in texts[:200])
         return await asyncio.gather(*calls)
 
     with ThreadPoolExecutor(33) as pool:
         coroutines = pool.submit(asyncio.run, burst())
-        threads = list(pool.map(lambda text: embedder.encode_document([text])[0], texts[200:]))
+        threads = list(pool.map(lambda text: either.encode_document([text])[0], texts[200:]))
         np.testing.assert_allclose(np.concatenate(coroutines.result()), queries[:200], atol=2e-6)
     np.testing.assert_allclose(threads, documents[200:], atol=2e-6)
 
@@ -118,17 +154,15 @@ def test_ctrl_c_leaves_the_engine_clean(checkpoint: str, run_script: RunScript) 
     assert (done.stdout.strip(), done.returncode) == ("clean", 0), done.stderr
 
 
-async def test_a_cancelled_task_drops_its_texts(embedder: Embedder) -> None:
-    expected = await embedder.aencode_document(["after"])
-    task = asyncio.create_task(embedder.aencode_document([f"{i} " * 200 for i in range(3000)]))
+async def test_a_cancelled_task_drops_its_texts(either: Embedder) -> None:
+    expected = await either.aencode_document(["after"])
+    task = asyncio.create_task(either.aencode_document([f"{i} " * 200 for i in range(3000)]))
     await asyncio.sleep(0.3)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    np.testing.assert_allclose(await embedder.aencode_document(["after"]), expected, atol=2e-6)
-    thread = engine_of(embedder)._thread
-    assert thread is not None
-    assert not thread._jobs, "cancelled texts are still in the engine"
+    np.testing.assert_allclose(await either.aencode_document(["after"]), expected, atol=2e-6)
+    assert not thread_of(either)._jobs, "cancelled texts are still in the engine"
 
 
 def test_a_killed_process_leaves_nothing_behind(checkpoint: str, run_script: RunScript) -> None:
@@ -155,13 +189,13 @@ def test_a_whole_float_is_a_size(checkpoint: str, embedder: Embedder) -> None:
     assert sized.encode_document(["hello"]).shape == (1, 64)
 
 
-def test_a_failed_text_leaves_the_engine_clean(embedder: Embedder) -> None:
-    expected = embedder.encode_document(["fine"])
+def test_a_failed_text_leaves_the_engine_clean(either: Embedder) -> None:
+    expected = either.encode_document(["fine"])
     with pytest.raises(TextTooLongError) as caught:
-        embedder.encode_document(["fine", "long " * 3000, "fine"])
+        either.encode_document(["fine", "long " * 3000, "fine"])
     assert caught.value.positions == (1,)
     assert "overflow='truncate'" in str(caught.value)
-    np.testing.assert_allclose(embedder.encode_document(["fine"]), expected, atol=2e-6)
+    np.testing.assert_allclose(either.encode_document(["fine"]), expected, atol=2e-6)
 
 
 def test_the_longest_input_is_embedded(checkpoint: str, embedder: Embedder) -> None:
@@ -329,31 +363,14 @@ def test_the_cache_holds_two_steps_and_the_longest_input(gibibytes: int) -> None
     assert arguments["gpu_memory_utilization"] <= 0.92
 
 
-@pytest.fixture
-def overlap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps overlap as on a GPU; vLLM on a CPU turns that off, whatever is asked for."""
-    from vllm.platforms.cpu import CpuPlatform
-
-    settle = CpuPlatform.check_and_update_config.__func__
-
-    def overlapping(cls: type, config: Any) -> None:
-        settle(cls, config)
-        config.scheduler_config.async_scheduling = True
-
-    monkeypatch.setattr(CpuPlatform, "check_and_update_config", classmethod(overlapping))
-
-
 @pytest.mark.parametrize("under_way", [1, 2])
 @pytest.mark.parametrize("step_texts", [16, 1])
-def test_queries_pass_documents(
-    checkpoint: str, under_way: int, step_texts: int, request: pytest.FixtureRequest
-) -> None:
+def test_queries_pass_documents(checkpoint: str, under_way: int, step_texts: int) -> None:
     """Small steps, so that a call spans many and two are under way when steps overlap."""
-    if under_way == 2:
-        request.getfixturevalue("overlap")
     steps = {"max_num_batched_tokens": 128, "max_num_seqs": step_texts}
     with Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as embedder:
-        embedder.start()
+        with overlapping_steps() if under_way == 2 else contextlib.nullcontext():
+            embedder.start()
         assert thread_of(embedder)._built.steps == under_way
         texts = [f"text {i} " + "word " * (i * 7 % 30) for i in range(200)]
         texts.append("longer than a step " * 40)
@@ -395,7 +412,6 @@ def test_a_query_passes_documents_longer_than_a_step(checkpoint: str) -> None:
         assert not any(thread._held.values())
 
 
-@pytest.mark.usefixtures("overlap")
 def test_beside_queries_steps_are_small_and_overlap(
     checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,7 +419,8 @@ def test_beside_queries_steps_are_small_and_overlap(
     monkeypatch.setattr(vllm_engine, "MIXED_TOKENS", 128)
     steps = {"max_num_batched_tokens": 2048, "max_num_seqs": 256}
     with Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as embedder:
-        embedder.start()
+        with overlapping_steps():
+            embedder.start()
         thread = thread_of(embedder)
         sizes: list[int] = []
         fill = thread._fill

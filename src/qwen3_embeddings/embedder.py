@@ -135,7 +135,7 @@ class Embedder:
     ) -> None:
         settings = {k: v for k, v in locals().items() if k not in {"self", "api_key"}}
         check(settings)
-        settings["default_headers"] = headers = hide(default_headers or {})
+        settings["default_headers"] = hide(default_headers or {})
         environment = os.environ.get
         if engine in {None, "server"}:
             base_url = base_url or environment("QWEN3_EMBEDDINGS_BASE_URL")
@@ -152,30 +152,28 @@ class Embedder:
         self.batch_size = batch_size
         self._choose_instructions(task, query_instruction, document_instruction)
         self._engine_kwargs = dict(engine_kwargs or {})
-        arguments: dict[str, Any] = {"model": self.model}
-        if self.engine == "server":
-            if engine_kwargs:
-                raise ConfigurationError(
-                    "engine_kwargs are for an engine in this process. Set a server's where it "
-                    "starts."
-                )
-            arguments |= {
-                "base_url": base_url,
-                "api_key": Secret.of(api_key or environment("QWEN3_EMBEDDINGS_API_KEY")),
-                "timeout": timeout,
-                "max_retries": max_retries,
-                "restart_timeout": restart_timeout,
-                "default_headers": headers,
-                "verify": verify,
-                "max_concurrency": max_concurrency or 16,
-                "batch_size": batch_size or 64,
-            }
-        else:
-            arguments |= {"dtype": dtype, "engine_kwargs": self._engine_kwargs}
         # Pickled as resolved here: another process's environment must not make it another model.
         resolved = {"model": self.model, "base_url": self.base_url, "engine": self.engine}
         self._settings = settings | resolved
-        self._lease = Lease(self.engine, arguments)
+        key = api_key or environment("QWEN3_EMBEDDINGS_API_KEY")
+        self._lease = Lease(self.engine, self._engine_arguments(key))
+
+    def _engine_arguments(self, key: str | SupportsSecret | None) -> dict[str, Any]:
+        """What the engine is made with."""
+        if self.engine != "server":
+            passed = {"model": self.model, "dtype": self.dtype}
+            return passed | {"engine_kwargs": self._engine_kwargs}
+        if self._engine_kwargs:
+            raise ConfigurationError(
+                "engine_kwargs are for an engine in this process. Set a server's where it starts."
+            )
+        mine = self._settings
+        names = ("timeout", "max_retries", "restart_timeout", "default_headers", "verify")
+        return {name: mine[name] for name in (*names, "model", "base_url")} | {
+            "api_key": Secret.of(key),
+            "max_concurrency": mine["max_concurrency"] or 16,
+            "batch_size": mine["batch_size"] or 64,
+        }
 
     # Embedding.
 

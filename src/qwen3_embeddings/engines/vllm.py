@@ -51,8 +51,8 @@ T = TypeVar("T")
 MIXED_SECONDS = 1.0
 """How long after a query the steps of documents stay small."""
 MIXED_TOKENS = 4096
-"""Most tokens of a small step: on an H100 half of it costs 40 % of the throughput, and twice of it
-brings none (docs/performance.md)."""
+"""Most tokens of documents in a small step: on an H100 half of it cost 40 % of the throughput
+(docs/performance.md)."""
 
 # vLLM keeps the state of a forward pass in module globals: engines of one process take turns.
 _turn = threading.Lock()
