@@ -415,33 +415,45 @@ def test_a_query_passes_documents_longer_than_a_step(checkpoint: str) -> None:
 def test_beside_queries_steps_are_small_and_overlap(
     checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two small steps given to the core at once are one to it, with none beside it."""
+    """Two small steps given to the core at once are one to it, with none beside it.
+
+    Small are the steps of documents: queries go first, as many as a whole step holds.
+    """
     monkeypatch.setattr(vllm_engine, "MIXED_TOKENS", 128)
+    monkeypatch.setattr(vllm_engine, "MIXED_SECONDS", 600)
     steps = {"max_num_batched_tokens": 2048, "max_num_seqs": 256}
-    with Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as embedder:
+    given: dict[bool, list[int]] = {True: [], False: []}  # tokens for the next step, by urgency
+
+    def watched(core: Any) -> None:
+        fill(core)
+        fresh = {True: 0, False: 0}
+        for name, request in core.engine_core.scheduler.requests.items():
+            if not request.num_computed_tokens:
+                fresh[thread._rows[name][0].urgent] += request.num_tokens
+        for urgent, tokens in fresh.items():
+            given[urgent].append(tokens)
+
+    with (
+        Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as embedder,
+        ThreadPoolExecutor(1) as pool,
+    ):
         with overlapping_steps():
             embedder.start()
         thread = thread_of(embedder)
-        sizes: list[int] = []
-        fill = thread._fill
-
-        def watched(core: Any) -> None:
-            fill(core)
-            requests = core.engine_core.scheduler.requests.values()
-            sizes.append(sum(r.num_tokens for r in requests if not r.num_computed_tokens))
-
-        thread._fill = watched
-        texts = ["word " * 6] * 1200
-        with ThreadPoolExecutor(1) as pool:
-            embedder.encode_query(["the first query makes the steps small"])
-            documents = pool.submit(embedder.encode_document, texts)
-            while not documents.done():
-                embedder.encode_query(["another query"])
-            assert documents.result().shape == (1200, 128)
-    assert max(sizes) <= 128 + 43, "tokens of the first query"
-    full = [size for size in sizes if size > 64]
-    assert len(full) > 60, "30,000 tokens"
-    assert sizes.count(0) < len(full) / 4, "a step beside which none was given"
+        fill, thread._fill = thread._fill, watched
+        embedder.encode_query(["the first query makes the steps small"])
+        documents = pool.submit(embedder.encode_document, ["word " * 6] * 1200)
+        for count in [1] * 20 + [60]:
+            embedder.encode_query([f"query {i}" for i in range(count)])
+        assert not documents.done()
+        while not documents.done():
+            embedder.encode_query(["another query"])
+        assert documents.result().shape == (1200, 128)
+    assert max(given[False]) <= 128
+    assert max(given[True]) > 1000, "60 queries of some 20 tokens"
+    full = [tokens for tokens in given[False] if tokens > 64]
+    assert len(full) > 200, "30,000 tokens"
+    assert given[False].count(0) < len(full) / 4, "a step beside which none was given"
 
 
 @pytest.mark.parametrize("texts", [1, 2, 16], ids=["one text", "two texts", "few tokens"])

@@ -51,8 +51,8 @@ T = TypeVar("T")
 MIXED_SECONDS = 1.0
 """How long after a query the steps of documents stay small."""
 MIXED_TOKENS = 4096
-"""Most tokens of documents in a small step: on an H100 half of it cost 40 % of the throughput
-(docs/performance.md)."""
+"""Tokens of documents in a small step, but for longer documents. Not measured since small steps
+overlap (docs/performance.md)."""
 
 # vLLM keeps the state of a forward pass in module globals: engines of one process take turns.
 _turn = threading.Lock()
@@ -297,27 +297,30 @@ class _EngineThread(threading.Thread):
     def _fill(self, core: Any) -> None:
         """Give the core what its next step should hold: queries, then documents.
 
-        Of either no more at once than a step: given two small ones, the core makes one large of
-        them, and the GPU waits for the host to prepare the next. What the core still holds counts
+        Not what two should hold: of two small steps the core makes a large one, beside which none
+        is under way, and the GPU waits for the host. What the core still holds of a kind counts
         (texts longer than a step, steps under way), but a text of a kind it holds none of always
         goes. Where queries left no room for documents that wait, the next step keeps room for one,
         lest queries never stop.
         """
         built = self._built
-        tokens, texts = built.step_tokens, built.step_texts
+        left, texts = built.step_tokens, built.step_texts
+        small = left
         if self._lines[False] and time.monotonic() < self._mixed_until:
-            tokens = min(tokens, MIXED_TOKENS)  # a query waits for the steps under way
+            small = min(left, MIXED_TOKENS)  # a query waits for the steps under way
         kept = 1 if self._passed_over and not self._held[False] else 0
         for urgent, line in self._lines.items():
-            room = tokens
+            room = left if urgent else min(left, small)
             while line and texts > kept * urgent:
                 job = line[0]
                 ids = job.prompts[len(job.request_ids)]
-                held = self._held[urgent]
-                if held and (len(ids) > room or held + len(ids) > built.step_tokens * built.steps):
+                held, most = self._held[urgent], built.step_tokens * built.steps
+                # A text of which half fits goes too: steps are full on average.
+                if held and (len(ids) >= 2 * room or held + len(ids) > most):
                     break
                 self._add(core, job, ids)
                 room -= len(ids)
+                left -= len(ids)
                 texts -= 1
                 if len(job.request_ids) == len(job.prompts):
                     line.popleft()
