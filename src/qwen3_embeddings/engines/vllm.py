@@ -49,11 +49,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MIXED_SECONDS = 10.0
-"""How long after a query the steps of documents stay small. Without, a query waits for large ones:
-130 ms on an H100 instead of 30, while documents are 8 % faster (docs/performance.md)."""
+"""How long after a query the steps of documents stay small. A query beside large ones took 134 ms on
+an H100 instead of 29, and documents were 7 % faster (docs/performance.md)."""
 MIXED_TOKENS = 4096
-"""Tokens of documents in a small step, but for longer documents. On an H100 with 0.6B twice as many
-double a query's wait for 5 % more documents a second, and half as many cost a third of them."""
+"""Tokens of documents in a small step, but for longer documents. With twice as many on an H100 and
+0.6B a query took almost twice as long, and documents were 5 % faster; half as many cost a third."""
 
 # vLLM keeps the state of a forward pass in module globals: engines of one process take turns.
 _turn = threading.Lock()
