@@ -49,8 +49,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MIXED_SECONDS = 10.0
-"""How long after a query the steps of documents stay small. A query beside large ones took 134 ms on
-an H100 instead of 29, and documents were 7 % faster (docs/performance.md)."""
+"""How long after a query the steps of documents stay small. Beside large ones a query took 134 ms
+on an H100 instead of 29, and documents were 7 % faster (docs/performance.md)."""
 MIXED_TOKENS = 4096
 """Tokens of documents in a small step, but for longer documents. With twice as many on an H100 and
 0.6B a query took almost twice as long, and documents were 5 % faster; half as many cost a third."""
