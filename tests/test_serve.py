@@ -23,7 +23,7 @@ from qwen3_embeddings import Embedder, truncate
 from qwen3_embeddings.cli import main
 from qwen3_embeddings.models import MODELS
 from qwen3_embeddings.profiles import GIB, GRAPH_TOKENS, Device, engine_arguments
-from qwen3_embeddings.serve import STEP_TOKENS, as_flags, default_api_servers
+from qwen3_embeddings.serve import RENDERER_WORKERS, STEP_TOKENS, as_flags, default_api_servers
 
 KEY = "sesame-street-456"
 
@@ -68,6 +68,8 @@ def test_vllm_reads_the_flags_as_they_are_meant(
     assert (read.runner, read.convert, read.max_model_len) == ("pooling", "embed", 2048)
     assert (read.max_num_seqs, read.enable_prefix_caching) == (7, True)
     assert (read.scheduling_policy, read.hf_overrides) == ("priority", {"is_matryoshka": True})
+    assert read.max_num_batched_tokens == STEP_TOKENS
+    assert read.renderer_num_workers == RENDERER_WORKERS
     assert not read.disable_log_stats, "the metrics stay"
     for model in MODELS.values():
         arguments = engine_arguments(model, "auto", Device("gpu", 80 * GIB))
