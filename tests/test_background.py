@@ -131,6 +131,24 @@ def test_an_interrupted_wake_keeps_nobody_else_waiting(monkeypatch: pytest.Monke
     assert background.submit(same(2)).result(10) == 2
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_an_exit_inside_a_coroutine_ends_its_own_call_alone(error: type[BaseException]) -> None:
+    """Such as one a callback of the caller's raises."""
+
+    async def leave() -> None:
+        raise error
+
+    async def slow() -> int:
+        await asyncio.sleep(0.05)
+        return 1
+
+    beside = background.submit(slow())
+    with pytest.raises(error):
+        background.submit(leave()).result(10)
+    assert beside.result(10) == 1
+    assert background.submit(same(2)).result(10) == 2
+
+
 def test_what_the_last_turn_of_a_loop_asks_for_is_done() -> None:
     """Such as an `aclose` that nobody awaits."""
     done = threading.Event()

@@ -179,9 +179,15 @@ def _running_loop() -> asyncio.AbstractEventLoop:
         if _loop is None:
             loop = asyncio.new_event_loop()
             name = "qwen3-embeddings"
-            threading.Thread(target=loop.run_forever, name=name, daemon=True).start()
+            threading.Thread(target=_run, args=(loop,), name=name, daemon=True).start()
             _loop = loop  # not before the thread runs: without it every call would wait for ever
         return _loop
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    while True:  # what leaves the loop here is its call's error too, and no other call's
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):
+            loop.run_forever()
 
 
 def _on_background_loop() -> bool:

@@ -306,6 +306,7 @@ class _EngineThread(threading.Thread):
         """
         built = self._built
         left, texts = built.step_tokens, built.step_texts
+        most = left * built.steps
         small = left
         if self._lines[False] and time.monotonic() < self._mixed_until:
             small = min(left, MIXED_TOKENS)  # a query waits for the steps under way
@@ -315,7 +316,7 @@ class _EngineThread(threading.Thread):
             while line and texts > kept * urgent:
                 job = line[0]
                 ids = job.prompts[len(job.request_ids)]
-                held, most = self._held[urgent], built.step_tokens * built.steps
+                held = self._held[urgent]
                 # A text of which half fits goes too: steps are full on average.
                 if held and (len(ids) >= 2 * room or held + len(ids) > most):
                     break
