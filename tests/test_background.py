@@ -11,11 +11,14 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from qwen3_embeddings import background
+
+if TYPE_CHECKING:
+    from tests.conftest import RunScript
 
 
 async def same(value: int) -> int:
@@ -147,6 +150,30 @@ def test_an_exit_inside_a_coroutine_ends_its_own_call_alone(error: type[BaseExce
         background.submit(leave()).result(10)
     assert beside.result(10) == 1
     assert background.submit(same(2)).result(10) == 2
+
+
+def test_a_child_forked_by_a_coroutine_exits(run_script: RunScript) -> None:
+    """It has the parent's loop, and would hear its wakes."""
+    done = run_script(
+        """
+        import os, sys
+        from qwen3_embeddings import background
+
+        async def fork():
+            if not (child := os.fork()):
+                sys.exit()
+            return child
+
+        async def same(value):
+            return value
+
+        for number in range(5):
+            os.waitpid(background.run(fork()), 0)
+            assert background.submit(same(number)).result(10) == number
+        """,
+        seconds=60,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_the_last_turn_of_a_loop_asks_for_is_done() -> None:

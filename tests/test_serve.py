@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from conftest import RunningServer, free_port, wait_until_healthy
-from qwen3_embeddings import Embedder, truncate
+from qwen3_embeddings import Embedder, serve, truncate
 from qwen3_embeddings.cli import main
 from qwen3_embeddings.models import MODELS
 from qwen3_embeddings.profiles import GIB, GRAPH_TOKENS, Device, engine_arguments
@@ -81,6 +81,24 @@ def test_vllm_reads_the_flags_as_they_are_meant(
         sizes = read["compilation_config"].cudagraph_capture_sizes
         assert sizes == graphs["cudagraph_capture_sizes"] == sorted(set(GRAPH_TOKENS))
         assert max(sizes) >= STEP_TOKENS, "every step of a server is a graph"
+
+
+@pytest.mark.parametrize(
+    ("flags", "largest"), [([], 4096), (["--max-num-batched-tokens=99"], 8192)]
+)
+def test_graphs_are_no_larger_than_a_step(
+    flags: list[str],
+    largest: int,
+    checkpoint: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a step of the user's own size vLLM itself leaves larger ones out."""
+    monkeypatch.setattr(serve, "this_device", lambda: Device("gpu", 80 * GIB))
+    words = printed(capsys, checkpoint, *flags)
+    graphs = json.loads(value(words, "--compilation-config"))
+    assert max(graphs["cudagraph_capture_sizes"]) == largest
+    assert graphs["cudagraph_mode"] == "PIECEWISE"
 
 
 def test_a_flag_of_vllm_replaces_ours(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:

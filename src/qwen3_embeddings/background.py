@@ -185,7 +185,9 @@ def _running_loop() -> asyncio.AbstractEventLoop:
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
-    while True:  # what leaves the loop here is its call's error too, and no other call's
+    """Run the loop on after an exit inside a coroutine, which that coroutine's caller is given."""
+    process = os.getpid()
+    while os.getpid() == process:  # in a child forked by a coroutine it is the child that exits
         with contextlib.suppress(SystemExit, KeyboardInterrupt):
             loop.run_forever()
 

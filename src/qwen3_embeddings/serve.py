@@ -28,11 +28,12 @@ from qwen3_embeddings.profiles import GIB, Device, engine_arguments, this_device
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 STEP_TOKENS = 4096
-"""Most tokens of a step: a query waits for two of them. On an H100 a query beside documents takes
-91 ms (p99), with steps of 8,192 154; 0.6B embeds 9 to 14 % fewer documents: docs/performance.md."""
+"""Most tokens of a step: a query waits for the steps under way."""
 RENDERER_WORKERS = 4
-"""Threads that tokenize in each HTTP process. In vLLM's one a query waits for every text of the
-requests before it: 195 instead of 154 ms (p99) beside documents, on an H100."""
+"""Threads that tokenize in each HTTP process: in vLLM's one a query waits for every text of the
+requests before it. On an H100 with 0.6B a query beside documents took 91 ms (p99) with both
+settings, 195 with 8,192 tokens and one thread, which embedded 10 to 17 % more documents a second
+(docs/performance.md)."""
 STOP_SECONDS = 20
 """How long a server that is told to stop may take: told while it starts, vLLM may hang."""
 
@@ -99,25 +100,10 @@ def server_flags(options: argparse.Namespace) -> list[str]:
         ConfigurationError: options that cannot be, or not together.
         MissingDependencyError: vLLM is not installed.
     """
-    if not 1 <= options.port <= 65535:
-        raise ConfigurationError(f"--port {options.port} is none. Pass 1 to 65535.")
     passed = list(options.vllm_flags)
     if "--" in passed:
         passed.remove("--")
-    given = {_bare(word) for word in passed if word.startswith("--")}
-    # vLLM takes abbreviations. Other users of a machine can read its command lines.
-    if any(name.startswith("api-k") for name in given):
-        raise ConfigurationError("--api-key would show the key. Set QWEN3_EMBEDDINGS_API_KEY.")
-    if any(word.startswith("--trust") for word in passed):
-        raise ConfigurationError(
-            "--trust-remote-code runs code from the checkpoint, and no Qwen3-Embedding model has "
-            "any. Leave it out."
-        )
-    if options.dimensions is not None and "pooler-config" in given:
-        raise ConfigurationError(
-            "--dimensions is a part of --pooler-config. Pass one of them, such as "
-            f"--pooler-config '{{\"dimensions\": {options.dimensions}, …}}'."
-        )
+    given = _given(options, passed)
     model = models.describe(options.model)
     arguments: dict[str, Any] = engine_arguments(model, options.dtype, _device(options))
     arguments |= {
@@ -132,11 +118,40 @@ def server_flags(options: argparse.Namespace) -> list[str]:
     servers = options.api_server_count or default_api_servers()
     if servers > 1:
         arguments["api_server_count"] = servers
+    if "max-num-batched-tokens" not in given and (graphs := arguments.get("compilation_config")):
+        # vLLM warns, in every process, of graphs that are larger than a step.
+        sizes = [size for size in graphs["cudagraph_capture_sizes"] if size <= STEP_TOKENS]
+        arguments["compilation_config"] = graphs | {"cudagraph_capture_sizes": sizes}
     if options.dimensions is not None:
         size = check_dimensions(options.dimensions, model.dimensions)
         arguments["pooler_config"] = {"dimensions": size}
     mine = as_flags(arguments)
     return [word for name, words in mine.items() if name not in given for word in words] + passed
+
+
+def _given(options: argparse.Namespace, passed: Sequence[str]) -> set[str]:
+    """Bare names of the vLLM options among the words passed on, once nothing speaks against them.
+
+    Raises:
+        ConfigurationError: as `server_flags`.
+    """
+    if not 1 <= options.port <= 65535:
+        raise ConfigurationError(f"--port {options.port} is none. Pass 1 to 65535.")
+    given = {_bare(word) for word in passed if word.startswith("--")}
+    # vLLM takes abbreviations. Other users of a machine can read its command lines.
+    if any(name.startswith("api-k") for name in given):
+        raise ConfigurationError("--api-key would show the key. Set QWEN3_EMBEDDINGS_API_KEY.")
+    if any(word.startswith("--trust") for word in passed):
+        raise ConfigurationError(
+            "--trust-remote-code runs code from the checkpoint, and no Qwen3-Embedding model has "
+            "any. Leave it out."
+        )
+    if options.dimensions is not None and "pooler-config" in given:
+        raise ConfigurationError(
+            "--dimensions is a part of --pooler-config. Pass one of them, such as "
+            f"--pooler-config '{{\"dimensions\": {options.dimensions}, …}}'."
+        )
+    return given
 
 
 def _device(options: argparse.Namespace) -> Device:
