@@ -41,6 +41,7 @@ from qwen3_embeddings import (
     TextTooLongError,
     truncate,
 )
+from qwen3_embeddings.engines import slots
 from qwen3_embeddings.engines.server import QUERIES_A_REQUEST
 from qwen3_embeddings.engines.wire import FORMATS
 from qwen3_embeddings.instructions import instruct
@@ -833,6 +834,105 @@ def test_requests_stay_within_texts_and_concurrency(fake: FakeServer) -> None:
     np.testing.assert_allclose(embedder.encode_document(texts), expected, atol=1e-6)
     assert most == 3
     assert max(len(body["input"]) for body in fake.bodies) == 8
+
+
+class Crowded:
+    """Takes `limit` requests at once and answers 429 to more; each takes 20 ms."""
+
+    def __init__(self, fake: FakeServer, limit: int) -> None:
+        self.fake, self.limit = fake, limit
+        self.under_way = self.most = self.refused = 0
+        fake.router.post(f"{URL}/embeddings").mock(side_effect=self.answer)
+
+    async def answer(self, request: httpx.Request) -> httpx.Response:
+        if self.under_way >= self.limit:
+            self.refused += 1
+            return refuse(429, "too many requests at once")
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            await asyncio.sleep(0.02)
+        finally:
+            self.under_way -= 1
+        return self.fake.answer(json.loads(request.content))
+
+    def free(self) -> None:
+        """Take any number from now on."""
+        self.limit, self.most, self.refused = 1000, 0, 0
+
+
+def same(rows: Any, texts: list[str]) -> None:
+    np.testing.assert_allclose(rows, [FakeServer.vector(text) for text in texts], atol=1e-6)
+
+
+def test_a_server_gets_no_more_at_once_than_it_takes(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = embedder_of(fake, batch_size=2, max_retries=1)
+    crowded = Crowded(fake, limit=2)
+    texts = [f"text {i}" for i in range(200)]
+    same(embedder.encode_document(texts), texts)
+    assert 0 < crowded.refused < 20, "the first sixteen, and one for every 32 answers"
+
+    crowded.free()
+    monkeypatch.setattr(slots, "ANSWERS_A_SLOT", 4)
+    for _ in range(3):  # a hundred requests each
+        same(embedder.encode_document(texts), texts)
+    assert (crowded.most, crowded.refused) == (16, 0)
+
+
+def test_queries_wait_for_a_server_that_takes_few(fake: FakeServer) -> None:
+    embedder = embedder_of(fake, max_retries=1)
+    crowded = Crowded(fake, limit=2)
+
+    async def caller(name: int) -> None:
+        for turn in range(5):
+            text = f"query {name} {turn}"
+            rows = await embedder.aencode_query([text])
+            same(rows, [instruct(embedder.task.instruction, text)])
+
+    async def callers() -> None:
+        await asyncio.gather(*map(caller, range(64)))
+
+    asyncio.run(callers())
+    assert 0 < crowded.refused < 20
+
+
+def test_who_gives_up_in_line_takes_no_slot_along(fake: FakeServer) -> None:
+    embedder = embedder_of(fake, batch_size=1, max_concurrency=4)
+    crowded = Crowded(fake, limit=1)
+    texts = [f"text {i}" for i in range(40)]
+
+    async def give_up() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await embedder.aencode_document(texts)
+
+    for _ in range(5):
+        asyncio.run(give_up())
+    crowded.free()
+    same(embedder.encode_document(texts * 8), texts * 8)
+    assert (crowded.most, crowded.refused) == (4, 0)
+
+
+def test_callers_sent_alone_again_stay_within_concurrency(fake: FakeServer) -> None:
+    embedder = embedder_of(fake, max_concurrency=2)
+    crowded = Crowded(fake, limit=1000)
+
+    def picky(body: dict[str, Any]) -> httpx.Response:
+        return refuse(400, "not this") if "text 3" in body["input"] else fake.floats(body)
+
+    fake.answer = picky
+
+    async def callers() -> list[Any]:
+        texts = [[f"text {i}"] for i in range(8)]
+        calls = [embedder.aencode_document(text) for text in texts]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    answers = asyncio.run(callers())
+    assert [type(answer) for answer in answers].count(TextRefusedError) == 1
+    assert isinstance(answers[3], TextRefusedError)
+    assert crowded.most == 2
 
 
 def test_close_fails_what_waits(fake: FakeServer) -> None:

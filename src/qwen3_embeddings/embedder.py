@@ -88,8 +88,8 @@ class Embedder:
             engine or server always stop.
         batch_size: most texts handed to the engine at once (its own choice), or sent to a server in
             one request (64).
-        max_concurrency: requests to a server under way at once, for queries and for documents
-            each (16).
+        max_concurrency: most requests to a server under way at once, for queries and for documents
+            each (16); fewer while it answers 429 to more.
         timeout: seconds one request to a server may take.
         max_retries: further attempts after what may pass (408, 429, 5xx but 501, broken
             connections).

@@ -201,7 +201,8 @@ class Qwen3Embeddings(BaseModel, Embeddings):
     """TLS verification: True, False, a CA file, or an `ssl.SSLContext`."""
 
     max_concurrency: int | None = None
-    """Requests to a server under way at once, for queries and for documents each (16)."""
+    """Most requests to a server under way at once, for queries and for documents each (16); fewer
+    while it answers 429 to more."""
 
     show_progress_bar: bool = False
     """Draw a progress bar while documents are embedded."""

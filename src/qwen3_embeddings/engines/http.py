@@ -20,6 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from qwen3_embeddings.engines import wire
 from qwen3_embeddings.engines.base import closed_error
+from qwen3_embeddings.engines.slots import Slot
 from qwen3_embeddings.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -112,7 +113,9 @@ class Connection:
         """Close the connections; requests under way fail with `EngineClosedError`."""
         await self._client.aclose()
 
-    async def post(self, url: str, body: dict[str, Any], patient: bool = False) -> httpx.Response:
+    async def post(
+        self, url: str, body: dict[str, Any], patient: bool = False, slot: Slot | None = None
+    ) -> httpx.Response:
         """The answer to a POST, when its status is 200.
 
         Raises:
@@ -120,31 +123,43 @@ class Connection:
             ServerError: anything else; the subclass says what.
             EngineClosedError: the connection was closed.
         """
-        answer = await self.send("POST", url, body, patient)
+        answer = await self.send("POST", url, body, patient, slot)
         self.check(answer, body)
         return answer
 
     async def send(
-        self, method: str, url: str, body: dict[str, Any] | None = None, patient: bool = False
+        self,
+        method: str,
+        url: str,
+        body: dict[str, Any] | None = None,
+        patient: bool = False,
+        slot: Slot | None = None,
     ) -> httpx.Response:
-        """The answer to a request, whatever its status; the last one when retries are used up."""
+        """The answer to a request, whatever its status; the last one when retries are used up.
+
+        A request in a `slot` that was one too many waits for another before it is sent again.
+        """
         waits = self.restart_timeout if patient and self._answered else 0.0
         down_since = math.inf
         counted = 0
         for attempt in itertools.count():
             answer, outlook = await self._attempt(method, url, body)
+            lost = slot is not None and await _lost(slot, answer)
             now = time.monotonic()
             down_since = min(down_since, now) if outlook == "down" else math.inf
             waiting = down_since <= now < down_since + waits
             counted += not waiting
             if outlook == "final" or counted > self.max_retries:
                 break
-            said, delay = type(answer).__name__, _backoff(attempt)
+            # Waiting for another slot is waiting enough, once.
+            said, delay = type(answer).__name__, 0.0 if lost and not attempt else _backoff(attempt)
             if not isinstance(answer, ServerError):
                 said, delay = str(answer.status_code), _retry_after(answer) or delay
             level = logging.WARNING if waiting and not attempt else logging.INFO
             logger.log(level, "%s: %s, again in %.1f s", url, said, delay)
             await asyncio.sleep(delay)
+            if slot:
+                await slot.take()
         if isinstance(answer, ServerError):
             raise answer
         return answer
@@ -243,6 +258,14 @@ class Connection:
 def _passes(status: int) -> bool:
     """Whether the same request may succeed later; 501 says that it never will."""
     return status in {408, 429} or (status >= 500 and status != 501)
+
+
+async def _lost(slot: Slot, answer: httpx.Response | ServerError) -> bool:
+    """Tell the slot what came of its request; whether it is lost."""
+    status = None if isinstance(answer, ServerError) else answer.status_code
+    if status == 200:
+        slot.answered()
+    return status == 429 and await slot.refused()
 
 
 def _outlook(error: Exception) -> _Outlook:

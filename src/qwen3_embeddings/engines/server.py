@@ -23,6 +23,7 @@ from qwen3_embeddings import background, models
 from qwen3_embeddings.engines import wire
 from qwen3_embeddings.engines.base import Prompt, Served, closed_error
 from qwen3_embeddings.engines.http import SIZE_REFUSED, Connection
+from qwen3_embeddings.engines.slots import Slot, Slots
 from qwen3_embeddings.errors import (
     Computed,
     DimensionsError,
@@ -75,7 +76,8 @@ class ServerEngine:
         restart_timeout: seconds documents wait for a server that answered before and is down.
         default_headers: sent with every request.
         verify: TLS verification.
-        max_concurrency: requests under way at once, for queries and for documents each.
+        max_concurrency: most requests under way at once, for queries and for documents each; fewer
+            while it answers 429 to more.
         batch_size: most texts a request holds.
 
     Attributes:
@@ -119,7 +121,8 @@ class ServerEngine:
         self._ranks = True
         self._waiting: dict[Any, list[_Waiting]] = defaultdict(list)
         self._gathering: set[Any] = set()
-        self._slots = {urgent: asyncio.Semaphore(max_concurrency) for urgent in (True, False)}
+        self._slots = {urgent: Slots(max_concurrency) for urgent in (True, False)}
+        self._tokenizing = {urgent: Slots(max_concurrency) for urgent in (True, False)}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> Served:
@@ -141,22 +144,21 @@ class ServerEngine:
         """
         served = await self.start()
         url = self.base_url.removesuffix("/v1") + "/tokenize"
-        free = asyncio.Semaphore(self.chunks_in_flight)
         refused: dict[int, Qwen3EmbeddingsError] = {}
 
         async def ids_of(text: str) -> list[int]:
             body = {"model": served.model, "prompt": text, "add_special_tokens": True}
             body |= {"content": _composed(text), "add_special": True}
-            answer = await self.connection.post(url, body, patient=not urgent)
-            return wire.read_tokens(answer.content)
+            async with self._tokenizing[urgent].one() as slot:
+                answer = await self.connection.post(url, body, patient=not urgent, slot=slot)
+                return wire.read_tokens(answer.content)
 
         async def one(position: int, text: str) -> list[int]:
-            async with free:
-                try:
-                    return await ids_of(text)
-                except (ServerRefusedError, TextTooLongError) as error:
-                    refused[position] = error
-                    return []
+            try:
+                return await ids_of(text)
+            except (ServerRefusedError, TextTooLongError) as error:
+                refused[position] = error
+                return []
 
         async def every() -> list[list[int]]:
             ids = await background.gather(itertools.starmap(one, enumerate(texts)))
@@ -249,19 +251,20 @@ class ServerEngine:
         """Send what waits in one line, as much as a request holds, and hand the rows out."""
         kind = (dimensions, texts, urgent)
         await asyncio.sleep(delay)
-        async with self._slots[urgent]:
+        slots = self._slots[urgent]
+        async with slots.one() as slot:
             line = self._waiting[kind]
             most = self.chunk_texts
             if urgent:
                 texts_waiting = sum(len(waiting.prompts) for waiting in line)
-                share = math.ceil(texts_waiting / self.chunks_in_flight)
+                share = math.ceil(texts_waiting / slots.count)
                 most = min(most, max(QUERIES_A_REQUEST, share))
             group = _take(line, most)
             self._gathering.discard(kind)
             self._call_sender(kind, 0.0)  # what is left has waited
             if not group:
                 return
-            request = asyncio.create_task(self._deliver(group, dimensions, urgent))
+            request = asyncio.create_task(self._deliver(group, dimensions, urgent, slot))
             for waiting in group:  # a caller that gives up lets the others go on
                 waiting.answer.add_done_callback(
                     lambda _: all(other.answer.cancelled() for other in group) and request.cancel()
@@ -274,27 +277,31 @@ class ServerEngine:
             except Exception as error:
                 _fail(group, error)
 
-    async def _deliver(self, group: list[_Waiting], dimensions: int | None, urgent: bool) -> None:
+    async def _deliver(
+        self, group: list[_Waiting], dimensions: int | None, urgent: bool, slot: Slot
+    ) -> None:
         prompts = [prompt for waiting in group for prompt in waiting.prompts]
         if len(group) == 1:
-            _hand_out(group, await self._request_halving(prompts, dimensions, urgent))
+            _hand_out(group, await self._request_halving(prompts, dimensions, urgent, slot))
             return
         try:
-            _hand_out(group, await self._request(self._name, prompts, dimensions, urgent))
+            _hand_out(group, await self._request(self._name, prompts, dimensions, urgent, slot))
         except (TextTooLongError, ServerError) as error:
             if not _may_be_one_callers(error):
                 raise
+            slot.leave()
             await asyncio.gather(*(self._deliver_alone(one, dimensions, urgent) for one in group))
 
     async def _deliver_alone(self, one: _Waiting, dimensions: int | None, urgent: bool) -> None:
         """Send one caller's prompts again, so that the one who failed takes nobody along."""
         try:
-            await self._deliver([one], dimensions, urgent)
+            async with self._slots[urgent].one() as slot:
+                await self._deliver([one], dimensions, urgent, slot)
         except Qwen3EmbeddingsError as error:
             _fail([one], error)
 
     async def _request_halving(
-        self, prompts: list[Prompt], dimensions: int | None, urgent: bool
+        self, prompts: list[Prompt], dimensions: int | None, urgent: bool, slot: Slot
     ) -> Vectors:
         """A request's rows; a refused one is halved, until the texts to blame stand alone."""
         pieces: list[tuple[range, Vectors]] = []
@@ -305,7 +312,7 @@ class ServerEngine:
                 part = todo.pop()
                 mine = [prompts[i] for i in part]
                 try:
-                    rows = await self._request(self._name, mine, dimensions, urgent)
+                    rows = await self._request(self._name, mine, dimensions, urgent, slot)
                     pieces.append((part, rows))
                 except (ServerRefusedError, TextTooLongError) as error:
                     blame = _blame_of_a_text(error)
@@ -314,7 +321,8 @@ class ServerEngine:
                         todo += [part[middle:], part[:middle]]
                     else:
                         if isinstance(blame, TextRefusedError) and not (pieces or blamed):
-                            await self._request(self._name, ["probe"], dimensions)  # or the server?
+                            # Or is it the server?
+                            await self._request(self._name, ["probe"], dimensions, True, slot)
                         blamed[part[0]] = blame
         except Qwen3EmbeddingsError as error:
             raise error.carrying(Computed.of(pieces, len(prompts))) from error.__cause__
@@ -339,7 +347,8 @@ class ServerEngine:
         """Ask the server what it serves and how it likes to be asked."""
         name, root, context, served_names = await self._find_model()
         try:
-            probe = await self._request(name, ["probe", "\n probe\n"], None)
+            async with self._slots[True].one() as slot:
+                probe = await self._request(name, ["probe", "\n probe\n"], None, True, slot)
         except ModelNotFoundError:
             raise _not_served(self.base_url, served_names, self.model) from None
         known = models.MODELS.get(name) or models.MODELS.get(root)
@@ -383,7 +392,7 @@ class ServerEngine:
         return wire.read_version(told or b"")
 
     async def _request(
-        self, name: str, prompts: list[Prompt], dimensions: int | None, urgent: bool = True
+        self, name: str, prompts: list[Prompt], dimensions: int | None, urgent: bool, slot: Slot
     ) -> Vectors:
         """One request's vectors; falls back where the server turns out not to speak a feature."""
         form = self._form
@@ -398,7 +407,7 @@ class ServerEngine:
         try:
             url = self.base_url + "/embeddings"
             patient = not urgent and self._served is not None  # a start says soon what is wrong
-            answer = await self.connection.post(url, body, patient)
+            answer = await self.connection.post(url, body, patient, slot)
         except ServerRefusedError as error:
             if ask_size and SIZE_REFUSED.search(str(error)):
                 self._cut_here(str(error))
@@ -408,7 +417,7 @@ class ServerEngine:
                 self._form = form + 1
             else:
                 raise
-            return await self._request(name, prompts, dimensions, urgent)
+            return await self._request(name, prompts, dimensions, urgent, slot)
         content_type = answer.headers.get("content-type", "")
         spoken, vectors = wire.read(answer.content, content_type, len(prompts))
         self._form = max(self._form, wire.FORMATS.index(spoken))

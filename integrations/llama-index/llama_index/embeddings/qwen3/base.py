@@ -95,8 +95,8 @@ class Qwen3Embedding(BaseEmbedding):
             or pickle.
         verify: TLS verification: True, False, a CA file, or an `ssl.SSLContext` (which stays in
             this process: pickling refuses it and dumps leave it out).
-        max_concurrency: requests to a server under way at once, for queries and for documents
-            each (16).
+        max_concurrency: most requests to a server under way at once, for queries and for
+            documents each (16); fewer while it answers 429 to more.
         engine_kwargs: further arguments of the engine, by the engine's own names: vLLM's
             `EngineArgs`, or sentence-transformers' `SentenceTransformer`. Part of dumps and
             pickles.
@@ -143,7 +143,7 @@ class Qwen3Embedding(BaseEmbedding):
         default=True, frozen=True, description="TLS verification."
     )
     max_concurrency: int | None = Field(
-        default=None, frozen=True, description="Requests under way at once."
+        default=None, frozen=True, description="Most requests under way at once."
     )
     engine_kwargs: dict[str, Any] | None = Field(
         default=None, frozen=True, repr=False, description="Further arguments of the engine."
