@@ -41,7 +41,6 @@ from qwen3_embeddings import (
     TextTooLongError,
     truncate,
 )
-from qwen3_embeddings.engines import slots
 from qwen3_embeddings.engines.server import QUERIES_A_REQUEST
 from qwen3_embeddings.engines.wire import FORMATS
 from qwen3_embeddings.instructions import instruct
@@ -839,63 +838,111 @@ def test_requests_stay_within_texts_and_concurrency(fake: FakeServer) -> None:
 class Crowded:
     """Takes `limit` requests at once and answers 429 to more; each takes 20 ms."""
 
-    def __init__(self, fake: FakeServer, limit: int) -> None:
-        self.fake, self.limit = fake, limit
-        self.under_way = self.most = self.refused = 0
-        fake.router.post(f"{URL}/embeddings").mock(side_effect=self.answer)
+    def __init__(self, fake: FakeServer, limit: int, **headers: str) -> None:
+        self.answer, self.limit, self.headers = fake.answer, limit, headers
+        self.under_way = self.most = 0
+        self.refused: list[float] = []
+        self.taken: list[float] = []
+        fake.router.post(f"{URL}/embeddings").mock(side_effect=self)
 
-    async def answer(self, request: httpx.Request) -> httpx.Response:
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
         if self.under_way >= self.limit:
-            self.refused += 1
-            return refuse(429, "too many requests at once")
+            self.refused.append(time.monotonic())
+            return refuse(429, "too many requests at once", **self.headers)
+        self.taken.append(time.monotonic())
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         try:
             await asyncio.sleep(0.02)
         finally:
             self.under_way -= 1
-        return self.fake.answer(json.loads(request.content))
+        return self.answer(json.loads(request.content))
 
     def free(self) -> None:
         """Take any number from now on."""
-        self.limit, self.most, self.refused = 1000, 0, 0
+        self.limit, self.most, self.refused = 1000, 0, []
 
 
 def same(rows: Any, texts: list[str]) -> None:
     np.testing.assert_allclose(rows, [FakeServer.vector(text) for text in texts], atol=1e-6)
 
 
-def test_a_server_gets_no_more_at_once_than_it_takes(
-    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    embedder = embedder_of(fake, batch_size=2, max_retries=1)
+def together(embedder: Embedder, texts: list[str]) -> list[Any]:
+    """What callers of one query each get, or their errors."""
+
+    async def callers() -> list[Any]:
+        calls = [embedder.aencode_query([text]) for text in texts]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    return asyncio.run(callers())
+
+
+def test_a_server_gets_no_more_at_once_than_it_takes(fake: FakeServer) -> None:
+    embedder = embedder_of(fake, batch_size=2, max_retries=0)
     crowded = Crowded(fake, limit=2)
     texts = [f"text {i}" for i in range(200)]
     same(embedder.encode_document(texts), texts)
-    assert 0 < crowded.refused < 20, "the first sixteen, and one for every 32 answers"
+    assert 0 < len(crowded.refused) < 40, "the first sixteen, and about one for 8 answers"
 
     crowded.free()
-    monkeypatch.setattr(slots, "ANSWERS_A_SLOT", 4)
-    for _ in range(3):  # a hundred requests each
-        same(embedder.encode_document(texts), texts)
-    assert (crowded.most, crowded.refused) == (16, 0)
+    same(embedder.encode_document(texts), texts)
+    assert (crowded.most, crowded.refused) == (16, [])
 
 
 def test_queries_wait_for_a_server_that_takes_few(fake: FakeServer) -> None:
     embedder = embedder_of(fake, max_retries=1)
     crowded = Crowded(fake, limit=2)
+    texts = [f"query {i}" for i in range(64)]
+    expected = [instruct(embedder.task.instruction, text) for text in texts]
+    for _ in range(5):
+        same(np.concatenate(together(embedder, texts)), expected)
+    assert 0 < len(crowded.refused) < 30
+    assert len(crowded.taken) < 50, "the fewer requests, the more in each"
 
-    async def caller(name: int) -> None:
-        for turn in range(5):
-            text = f"query {name} {turn}"
-            rows = await embedder.aencode_query([text])
-            same(rows, [instruct(embedder.task.instruction, text)])
 
-    async def callers() -> None:
-        await asyncio.gather(*map(caller, range(64)))
+def test_a_refused_request_waits_as_long_as_it_is_told(fake: FakeServer) -> None:
+    embedder = embedder_of(fake, batch_size=1, max_concurrency=2)
+    crowded = Crowded(fake, limit=1, **{"Retry-After": "0.5"})
+    same(embedder.encode_document(["a", "b"]), ["a", "b"])
+    assert len(crowded.refused) == 1
+    assert crowded.taken[1] - crowded.refused[0] >= 0.45
 
-    asyncio.run(callers())
-    assert 0 < crowded.refused < 20
+
+def test_a_server_that_refuses_all_keeps_no_query_waiting_for_another(fake: FakeServer) -> None:
+    """One after the other through the last slot they would take half a minute."""
+    embedder = embedder_of(fake, max_retries=2, batch_size=4)
+    Crowded(fake, limit=0)
+    begun = time.monotonic()
+    answers = together(embedder, [f"query {i}" for i in range(128)])
+    assert {type(answer) for answer in answers} == {ServerBusyError}
+    assert time.monotonic() - begun < 10
+
+
+def test_a_server_that_is_down_takes_as_many_as_before_when_it_is_back(fake: FakeServer) -> None:
+    embedder = embedder_of(fake, batch_size=1, restart_timeout=60)
+    crowded = Crowded(fake, limit=1000)
+    up, crowded.answer = crowded.answer, lambda _: refuse(503, "starting")
+    timer = threading.Timer(0.2, lambda: setattr(crowded, "answer", up))
+    timer.start()
+    texts = [f"text {i}" for i in range(16)]
+    same(embedder.encode_document(texts[:4]), texts[:4])
+    timer.join()
+    assert len(crowded.taken) > 4
+    same(embedder.encode_document(texts), texts)
+    assert crowded.most == 16
+
+
+def test_tokenizing_too_takes_what_the_server_does(fake: FakeServer) -> None:
+    embedder = embedder_of(fake, overflow="mean", max_retries=0)
+    crowded = Crowded(fake, limit=2)
+    crowded.answer = lambda body: httpx.Response(
+        200, json={"tokens": [*body["prompt"].encode(), 0]}
+    )
+    fake.router.post("http://embeddings.test/tokenize").mock(side_effect=crowded)
+    fake.router.post(f"{URL}/embeddings").mock(side_effect=fake._embeddings)
+    assert embedder.encode_document([f"{i} " * 300 for i in range(60)]).shape == (60, 64)
+    assert crowded.most == 2
+    assert 0 < len(crowded.refused) < 30
 
 
 def test_who_gives_up_in_line_takes_no_slot_along(fake: FakeServer) -> None:
@@ -912,26 +959,22 @@ def test_who_gives_up_in_line_takes_no_slot_along(fake: FakeServer) -> None:
         asyncio.run(give_up())
     crowded.free()
     same(embedder.encode_document(texts * 8), texts * 8)
-    assert (crowded.most, crowded.refused) == (4, 0)
+    assert (crowded.most, crowded.refused) == (4, [])
 
 
 def test_callers_sent_alone_again_stay_within_concurrency(fake: FakeServer) -> None:
     embedder = embedder_of(fake, max_concurrency=2)
-    crowded = Crowded(fake, limit=1000)
 
     def picky(body: dict[str, Any]) -> httpx.Response:
-        return refuse(400, "not this") if "text 3" in body["input"] else fake.floats(body)
+        bad = any("query 3" in text for text in body["input"])
+        return refuse(400, "not this") if bad else fake.floats(body)
 
     fake.answer = picky
-
-    async def callers() -> list[Any]:
-        texts = [[f"text {i}"] for i in range(8)]
-        calls = [embedder.aencode_document(text) for text in texts]
-        return await asyncio.gather(*calls, return_exceptions=True)
-
-    answers = asyncio.run(callers())
-    assert [type(answer) for answer in answers].count(TextRefusedError) == 1
-    assert isinstance(answers[3], TextRefusedError)
+    crowded = Crowded(fake, limit=1000)
+    answers = together(embedder, [f"query {i}" for i in range(8)])
+    assert [isinstance(answer, TextRefusedError) for answer in answers] == [
+        i == 3 for i in range(8)
+    ]
     assert crowded.most == 2
 
 

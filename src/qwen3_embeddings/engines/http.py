@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import math
 import os
@@ -141,23 +140,23 @@ class Connection:
         """
         waits = self.restart_timeout if patient and self._answered else 0.0
         down_since = math.inf
-        counted = 0
-        for attempt in itertools.count():
+        attempt = counted = 0
+        while True:
             answer, outlook = await self._attempt(method, url, body)
-            lost = slot is not None and await _lost(slot, answer)
+            lost = slot is not None and await _lost(slot, answer, patient)
             now = time.monotonic()
             down_since = min(down_since, now) if outlook == "down" else math.inf
             waiting = down_since <= now < down_since + waits
-            counted += not waiting
+            counted += not (waiting or lost)
             if outlook == "final" or counted > self.max_retries:
                 break
-            # Waiting for another slot is waiting enough, once.
-            said, delay = type(answer).__name__, 0.0 if lost and not attempt else _backoff(attempt)
+            said, delay = type(answer).__name__, 0.0 if lost else _backoff(attempt)
             if not isinstance(answer, ServerError):
                 said, delay = str(answer.status_code), _retry_after(answer) or delay
             level = logging.WARNING if waiting and not attempt else logging.INFO
             logger.log(level, "%s: %s, again in %.1f s", url, said, delay)
             await asyncio.sleep(delay)
+            attempt += not lost
             if slot:
                 await slot.take()
         if isinstance(answer, ServerError):
@@ -260,12 +259,12 @@ def _passes(status: int) -> bool:
     return status in {408, 429} or (status >= 500 and status != 501)
 
 
-async def _lost(slot: Slot, answer: httpx.Response | ServerError) -> bool:
+async def _lost(slot: Slot, answer: httpx.Response | ServerError, patient: bool) -> bool:
     """Tell the slot what came of its request; whether it is lost."""
     status = None if isinstance(answer, ServerError) else answer.status_code
     if status == 200:
         slot.answered()
-    return status == 429 and await slot.refused()
+    return status == 429 and await slot.refused(patient)
 
 
 def _outlook(error: Exception) -> _Outlook:

@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-ANSWERS_A_SLOT = 32
-"""Answers without a refusal between them after which one more request is tried."""
+ANSWERS_A_SLOT = 8
+"""Answers after a refusal until one more request is tried; the next after half as many, and so on
+until one is refused. docs/performance.md compares 8, 16 and 32."""
 
 
 class Slots:
     """Room for requests: the limit while the server takes them, else as many as it took.
 
-    A server or gateway that takes only so many at once refuses the others (429). Each that is
-    refused loses its slot, so what is left is what the server took; the last one stays. Answers
-    bring slots back one by one, while all that are left are in use.
+    A server or gateway that takes only so many at once refuses the others (429). Each of these
+    loses its slot, so what is left is what the server took. Answers bring slots back, one by one,
+    while all that are left are in use.
 
     Args:
         most: requests under way at once where none is refused.
@@ -28,6 +29,7 @@ class Slots:
         self.most = self.count = most
         self._free = asyncio.Semaphore(most)  # holds `count`, less what is taken
         self._answers = 0
+        self._needed = ANSWERS_A_SLOT
 
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[Slot]:
@@ -60,28 +62,33 @@ class Slot:
             self._slots._free.release()
 
     def answered(self) -> None:
-        """Count an answer: enough of them in a row bring a lost slot back."""
+        """Count an answer: enough of them bring a lost slot back, and the next one sooner."""
         slots = self._slots
         if slots.count == slots.most or not slots._free.locked():
             return
         slots._answers += 1
-        if slots._answers >= ANSWERS_A_SLOT:
+        if slots._answers >= slots._needed:
             slots._answers = 0
+            slots._needed = max(1, slots._needed // 2)
             slots.count += 1
             slots._free.release()
 
-    async def refused(self) -> bool:
+    async def refused(self, patient: bool) -> bool:
         """Lose the slot, and those nobody uses: the server takes no more than the others.
 
-        The last one stays with its request, and False says so.
+        False where there are no others: so it was not for our number, and the next answer brings a
+        slot back. A patient request keeps the last one, any other leaves it to the next.
         """
         slots = self._slots
-        slots._answers = 0
         while not slots._free.locked():
             await slots._free.acquire()
             slots.count -= 1
         if slots.count == 1:
+            slots._needed = 1
+            if not patient:
+                self.leave()
             return False
-        self._held = False
+        slots._needed = ANSWERS_A_SLOT
         slots.count -= 1
+        self._held = False
         return True
