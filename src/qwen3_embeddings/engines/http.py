@@ -136,7 +136,7 @@ class Connection:
     ) -> httpx.Response:
         """The answer to a request, whatever its status; the last one when retries are used up.
 
-        A request in a `slot` that was one too many waits for another before it is sent again.
+        A request in a `slot` that was one too many waits for another, which counts no retry.
         """
         waits = self.restart_timeout if patient and self._answered else 0.0
         down_since = math.inf
