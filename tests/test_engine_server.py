@@ -836,7 +836,9 @@ def test_requests_stay_within_texts_and_concurrency(fake: FakeServer) -> None:
 
 
 class Crowded:
-    """Takes `limit` requests at once and answers 429 to more; each takes 20 ms."""
+    """Takes `limit` requests at once and answers 429 to more; each takes so many seconds."""
+
+    seconds = 0.02
 
     def __init__(self, fake: FakeServer, limit: int, **headers: str) -> None:
         self.answer, self.limit, self.headers = fake.answer, limit, headers
@@ -853,7 +855,7 @@ class Crowded:
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         try:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(self.seconds)
         finally:
             self.under_way -= 1
         return self.answer(json.loads(request.content))
@@ -885,6 +887,7 @@ def test_a_server_gets_no_more_at_once_than_it_takes(fake: FakeServer) -> None:
     assert 0 < len(crowded.refused) < 40, "the first sixteen, and about one for 8 answers"
 
     crowded.free()
+    crowded.seconds = 0.2  # long enough for all to be there
     same(embedder.encode_document(texts), texts)
     assert (crowded.most, crowded.refused) == (16, [])
 
@@ -903,6 +906,7 @@ def test_queries_wait_for_a_server_that_takes_few(fake: FakeServer) -> None:
 def test_a_refused_request_waits_as_long_as_it_is_told(fake: FakeServer) -> None:
     embedder = embedder_of(fake, batch_size=1, max_concurrency=2)
     crowded = Crowded(fake, limit=1, **{"Retry-After": "0.5"})
+    crowded.seconds = 0.2
     same(embedder.encode_document(["a", "b"]), ["a", "b"])
     assert len(crowded.refused) == 1
     assert crowded.taken[1] - crowded.refused[0] >= 0.45
@@ -928,6 +932,7 @@ def test_a_server_that_is_down_takes_as_many_as_before_when_it_is_back(fake: Fak
     same(embedder.encode_document(texts[:4]), texts[:4])
     timer.join()
     assert len(crowded.taken) > 4
+    crowded.seconds = 0.5  # long enough for all to be there
     same(embedder.encode_document(texts), texts)
     assert crowded.most == 16
 

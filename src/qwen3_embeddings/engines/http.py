@@ -62,8 +62,8 @@ class Connection:
         base_url: root of the API; without a path, ``/v1`` is added.
         api_key: sent as ``Authorization: Bearer``; in no log, repr or error.
         timeout: seconds a request may take from sending to the last byte of its answer.
-        max_retries: further attempts after what may pass: broken connections, 408, 429, and 5xx but
-            501.
+        max_retries: further attempts after what may pass: broken connections, 408, 429 (but to one
+            request too many), and 5xx but 501.
         restart_timeout: seconds a patient request waits for a server that answered before and is
             down now; these attempts are not counted.
         default_headers: sent with every request; secret values, and others of 8 characters and

@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 
 ANSWERS_A_SLOT = 8
-"""Answers after a refusal until one more request is tried; the next after half as many, and so on
-until one is refused. docs/performance.md compares 8, 16 and 32."""
+"""Answers for one more request after a refusal; for the next half as many, and so on until one is
+refused. docs/performance.md compares 8, 16 and 32."""
 
 
 class Slots:
@@ -76,8 +76,8 @@ class Slot:
     async def refused(self, patient: bool) -> bool:
         """Lose the slot, and those nobody uses: the server takes no more than the others.
 
-        False where there are no others: so it was not for our number, and the next answer brings a
-        slot back. A patient request keeps the last one, any other leaves it to the next.
+        False where there are no others: so it was not for their number, and the next answer brings
+        a slot back. A patient request keeps the last one, any other leaves it to the next.
         """
         slots = self._slots
         while not slots._free.locked():
