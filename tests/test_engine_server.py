@@ -903,6 +903,35 @@ def test_queries_wait_for_a_server_that_takes_few(fake: FakeServer) -> None:
     assert len(crowded.taken) < 50, "the fewer requests, the more in each"
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_documents_give_way_to_queries_of_a_server_that_takes_few(
+    fake: FakeServer, limit: int
+) -> None:
+    embedder = embedder_of(fake, batch_size=2, max_retries=0)
+    crowded = Crowded(fake, limit)
+    answer, first_texts = crowded.answer, list[str]()
+
+    def note(body: dict[str, Any]) -> httpx.Response:
+        first_texts.append(body["input"][0])
+        return answer(body)
+
+    crowded.answer = note
+    documents = [f"text {i}" for i in range(400)]
+    queries = [f"query {i}" for i in range(4)]
+    expected = [instruct(embedder.task.instruction, text) for text in queries]
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(embedder.encode_document, documents)
+        while len(first_texts) < 10:
+            time.sleep(0.01)
+        for _ in range(10):
+            before = len(first_texts)
+            same(np.concatenate(together(embedder, queries)), expected)
+            between = [text.startswith("text") for text in first_texts[before:]]
+            assert between.count(True) < 10 + limit, "of 200: each query's request waits for a few"
+        assert not call.done()
+        same(call.result(timeout=60), documents)
+
+
 def test_a_refused_request_waits_as_long_as_it_is_told(fake: FakeServer) -> None:
     embedder = embedder_of(fake, batch_size=1, max_concurrency=2)
     crowded = Crowded(fake, limit=1, **{"Retry-After": "0.5"})

@@ -4,73 +4,132 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import pytest
 
 from qwen3_embeddings.engines.slots import ANSWERS_A_SLOT, Slot, Slots
 
+QUERY, DOCUMENT = True, False
+
 
 @contextlib.asynccontextmanager
-async def taken(slots: Slots, number: int) -> AsyncIterator[list[Slot]]:
+async def taken(slots: Slots, number: int, urgent: bool = DOCUMENT) -> AsyncIterator[list[Slot]]:
     """Slots of so many requests under way."""
     async with contextlib.AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(slots.one()) for _ in range(number)]
+        yield [await stack.enter_async_context(slots.one(urgent)) for _ in range(number)]
 
 
-async def takes(slots: Slots) -> int:
-    """How many requests can be under way at once."""
+async def takes(slots: Slots, urgent: bool = DOCUMENT) -> int:
+    """How many more requests can be under way at once."""
     async with contextlib.AsyncExitStack() as stack:
-        for number in range(slots.most + 1):
+        for number in range(2 * slots.most + 1):
             try:
                 async with asyncio.timeout(0.01):
-                    await stack.enter_async_context(slots.one())
+                    await stack.enter_async_context(slots.one(urgent))
             except TimeoutError:
                 return number
-        return slots.most + 1
+        return 2 * slots.most + 1
+
+
+class Line:
+    """Requests that wait for a slot, in the order in which they get one."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots, self.got = slots, list[str]()
+        self.under_way: dict[str, asyncio.Event] = {}
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def join(self, name: str) -> None:
+        """One more, a query or a document by its first letter."""
+
+        async def one() -> None:
+            async with self.slots.one(name[0] == "q"):
+                self.got.append(name)
+                self.under_way[name] = asyncio.Event()
+                await self.under_way[name].wait()
+
+        self.tasks.append(asyncio.create_task(one()))
+        await asyncio.sleep(0)
+
+    async def answer(self, name: str) -> None:
+        self.under_way.pop(name).set()
+        for _ in range(5):
+            await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("refused", [1, 3, 6])
 async def test_what_is_left_is_what_the_server_took(refused: int) -> None:
     slots = Slots(8)
-    async with taken(slots, 7) as held:  # the eighth is lost with the first, unused
+    async with taken(slots, 7) as held:  # the others are lost with the first, unused
         for slot in held[:refused]:
-            assert await slot.refused(patient=True)
+            assert slot.refused()
     assert slots.count == await takes(slots) == 7 - refused
 
 
-@pytest.mark.parametrize("patient", [True, False])
-async def test_the_last_slot_stays(patient: bool) -> None:
+async def test_queries_and_documents_have_as_many_each_but_share_what_is_left() -> None:
+    slots = Slots(4)
+    async with taken(slots, 4) as documents, taken(slots, 4, QUERY) as queries:
+        assert (await takes(slots), await takes(slots, QUERY)) == (0, 0)
+        for slot in [*documents[:2], *queries[:3]]:
+            assert slot.refused()
+        assert slots.count == 3
+    assert await takes(slots) == await takes(slots, QUERY) == 3
+
+
+@pytest.mark.parametrize("urgent", [QUERY, DOCUMENT])
+async def test_the_last_slot_stays(urgent: bool) -> None:
+    slots = Slots(4)
+    async with taken(slots, 1, urgent) as [slot]:
+        assert not slot.refused()
+        assert slots.count == 1
+        assert await takes(slots, QUERY) == 1, "whoever backs off keeps no query waiting"
+        assert await takes(slots, DOCUMENT) == (1 if urgent else 0), "but documents wait"
+        await slot.take()
+        assert await takes(slots, QUERY) == await takes(slots, DOCUMENT) == 0
+    assert await takes(slots, QUERY) == await takes(slots, DOCUMENT) == 1
+
+
+async def test_documents_behind_one_that_gave_up_go_on() -> None:
     slots = Slots(4)
     async with taken(slots, 1) as [slot]:
-        assert not await slot.refused(patient)
-        assert slots.count == 1
-        assert await takes(slots) == (0 if patient else 1), "a query's is left to the next"
-        await slot.take()
-        assert await takes(slots) == 0
+        assert not slot.refused()
     assert await takes(slots) == 1
 
 
+async def test_a_refusal_heard_after_the_others_answers_was_for_their_number() -> None:
+    slots = Slots(4)
+    async with taken(slots, 2) as [first, second]:
+        first.leave()
+        assert second.refused(), "another was under way when it was sent"
+        await second.take()
+        assert not second.refused()
+
+
 async def test_answers_bring_slots_back_each_sooner_than_the_one_before() -> None:
-    slots = Slots(8)
-    async with taken(slots, 8) as held:
-        for slot in held[1:]:
-            await slot.refused(patient=True)
+    slots = Slots(4)
+    async with taken(slots, 4) as documents, taken(slots, 4, QUERY) as queries:
+        for slot in [*documents[1:], *queries]:
+            slot.refused()
     counts = []
     for _ in range(4 * ANSWERS_A_SLOT):
-        async with taken(slots, slots.count) as held:
+        few = slots.count // 2
+        async with taken(slots, few, QUERY), taken(slots, slots.count - few) as held:
             held[0].answered()
         counts.append(slots.count)
     steps = [ANSWERS_A_SLOT, ANSWERS_A_SLOT // 2, ANSWERS_A_SLOT // 4, 1, 1, 1, 1]
     ends = [sum(steps[: i + 1]) for i in range(7)]
     assert counts == [1 + sum(answers >= end for end in ends) for answers in range(1, 33)]
-    assert await takes(slots) == 8, "and never more"
+    assert counts[-1] == 8, "and never more"
 
 
 async def test_after_the_last_one_was_refused_the_next_answer_brings_one() -> None:
     slots = Slots(4)
     async with taken(slots, 1) as [slot]:
-        await slot.refused(patient=True)
+        slot.refused()
+        await slot.take()
         slot.answered()
     assert await takes(slots) == 2
 
@@ -78,8 +137,82 @@ async def test_after_the_last_one_was_refused_the_next_answer_brings_one() -> No
 async def test_answers_bring_none_while_slots_are_free() -> None:
     slots = Slots(4)
     async with taken(slots, 3) as held:
-        await held[0].refused(patient=True)
+        held[0].refused()
         held[1].leave()
         for _ in range(100):
             held[2].answered()
     assert await takes(slots) == 2
+
+
+async def test_documents_give_way_to_queries_but_keep_one() -> None:
+    slots = Slots(3)
+    async with taken(slots, 3, QUERY), taken(slots, 1) as [document]:
+        document.refused()
+    line = Line(slots)
+    for name in ("d1", "d2", "d3", "d4", "d5", "q1", "q2", "q3", "q4"):
+        await line.join(name)
+    assert line.got == ["d1", "d2", "d3"]
+    for name in ("d1", "d2"):
+        await line.answer(name)
+    assert line.got[3:] == ["q1", "q2"]
+    await line.answer("q1")
+    assert line.got[5:] == ["q3"], "a document is under way"
+    await line.answer("d3")
+    assert line.got[6:] == ["d4"], "none is"
+    for name in ("q2", "q3", "d4", "q4", "d5"):
+        await line.answer(name)
+    assert line.got[7:] == ["q4", "d5"]
+    await asyncio.gather(*line.tasks)
+
+
+async def test_the_only_slot_is_for_a_query_and_a_document_in_turns() -> None:
+    slots = Slots(4)
+    async with taken(slots, 1) as [slot]:
+        slot.refused()
+    line = Line(slots)
+    for name in ("d1", "d2", "d3", "q1", "q2", "q3"):
+        await line.join(name)
+    for name in ("d1", "q1", "d2", "q2", "d3", "q3"):
+        assert list(line.under_way) == [name]
+        await line.answer(name)
+    await asyncio.gather(*line.tasks)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_no_slot_is_lost_or_made_up(seed: int) -> None:
+    """Requests of both kinds, refused, answered, given up at any moment."""
+    chance = random.Random(seed)
+    slots = Slots(chance.randint(1, 6))
+    limit = chance.randint(0, 2 * slots.most)
+    under_way = Counter[bool]()
+
+    async def request(urgent: bool) -> None:
+        async with slots.one(urgent) as slot:
+            for _ in range(5):
+                under_way[urgent] += 1
+                assert under_way[urgent] <= slots.most
+                assert under_way.total() <= slots.count <= 2 * slots.most
+                fits = under_way.total() <= limit
+                try:
+                    await asyncio.sleep(chance.choice([0, 0, 0.001]))
+                finally:
+                    under_way[urgent] -= 1
+                if fits:
+                    return slot.answered()
+                if not slot.refused():
+                    await asyncio.sleep(chance.choice([0, 0.001]))
+                assert slots.count >= 1
+                await slot.take()
+
+    tasks = []
+    for _ in range(300):
+        tasks.append(asyncio.create_task(request(chance.random() < 0.5)))
+        if chance.random() < 0.3:
+            await asyncio.sleep(chance.choice([0, 0.001]))
+        if chance.random() < 0.3:
+            chance.choice(tasks).cancel()
+    async with asyncio.timeout(30):
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(one) for one in done} <= {type(None), asyncio.CancelledError}
+    count = slots.count
+    assert await takes(slots) == await takes(slots, QUERY) == min(count, slots.most)

@@ -91,8 +91,8 @@ class Embedder:
         max_concurrency: most requests to a server under way at once, for queries and for documents
             each (16); fewer while it answers 429 to more.
         timeout: seconds one request to a server may take.
-        max_retries: further attempts after what may pass (408, 429, 5xx but 501, broken
-            connections).
+        max_retries: further attempts after what may pass (408, 429 but to one request too many, 5xx
+            but 501, broken connections).
         restart_timeout: seconds documents wait for a server that answered before and is down
             now, as while it restarts. Queries fail after `max_retries`: somebody waits for them.
         default_headers: sent with every request to a server. Values that are secret (a SecretStr,

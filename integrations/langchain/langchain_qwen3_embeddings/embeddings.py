@@ -64,7 +64,8 @@ class Qwen3Embeddings(BaseModel, Embeddings):
         api_key:
             The server's key.
         max_retries:
-            Further attempts after what may pass: 408, 429, 5xx but 501, broken connections.
+            Further attempts after what may pass: 408, 429 (but to one request too many), 5xx but
+            501, broken connections.
         timeout:
             Seconds one request may take.
 
@@ -184,7 +185,8 @@ class Qwen3Embeddings(BaseModel, Embeddings):
     (64)."""
 
     max_retries: int = 4
-    """Further attempts after what may pass (408, 429, 5xx but 501, broken connections)."""
+    """Further attempts after what may pass (408, 429 but to one request too many, 5xx but 501,
+    broken connections)."""
 
     restart_timeout: float = 180.0
     """Seconds documents wait for a server that answered before and is down now, as while it

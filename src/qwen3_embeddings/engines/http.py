@@ -143,7 +143,7 @@ class Connection:
         attempt = counted = 0
         while True:
             answer, outlook = await self._attempt(method, url, body)
-            lost = slot is not None and await _lost(slot, answer, patient)
+            lost = slot is not None and _lost(slot, answer)
             now = time.monotonic()
             down_since = min(down_since, now) if outlook == "down" else math.inf
             waiting = down_since <= now < down_since + waits
@@ -154,7 +154,8 @@ class Connection:
             if not isinstance(answer, ServerError):
                 said, delay = str(answer.status_code), _retry_after(answer) or delay
             level = logging.WARNING if waiting and not attempt else logging.INFO
-            logger.log(level, "%s: %s, again in %.1f s", url, said, delay)
+            then = " when another is answered" if lost else ""
+            logger.log(level, "%s: %s, again in %.1f s%s", url, said, delay, then)
             await asyncio.sleep(delay)
             attempt += not lost
             if slot:
@@ -259,12 +260,12 @@ def _passes(status: int) -> bool:
     return status in {408, 429} or (status >= 500 and status != 501)
 
 
-async def _lost(slot: Slot, answer: httpx.Response | ServerError, patient: bool) -> bool:
+def _lost(slot: Slot, answer: httpx.Response | ServerError) -> bool:
     """Tell the slot what came of its request; whether it is lost."""
     status = None if isinstance(answer, ServerError) else answer.status_code
     if status == 200:
         slot.answered()
-    return status == 429 and await slot.refused(patient)
+    return status == 429 and slot.refused()
 
 
 def _outlook(error: Exception) -> _Outlook:

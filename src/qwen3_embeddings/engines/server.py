@@ -121,8 +121,8 @@ class ServerEngine:
         self._ranks = True
         self._waiting: dict[Any, list[_Waiting]] = defaultdict(list)
         self._gathering: set[Any] = set()
-        self._slots = {urgent: Slots(max_concurrency) for urgent in (True, False)}
-        self._tokenizing = {urgent: Slots(max_concurrency) for urgent in (True, False)}
+        self._slots = Slots(max_concurrency)
+        self._tokenizing = Slots(max_concurrency)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> Served:
@@ -149,7 +149,7 @@ class ServerEngine:
         async def ids_of(text: str) -> list[int]:
             body = {"model": served.model, "prompt": text, "add_special_tokens": True}
             body |= {"content": _composed(text), "add_special": True}
-            async with self._tokenizing[urgent].one() as slot:
+            async with self._tokenizing.one(urgent) as slot:
                 answer = await self.connection.post(url, body, patient=not urgent, slot=slot)
                 return wire.read_tokens(answer.content)
 
@@ -251,13 +251,12 @@ class ServerEngine:
         """Send what waits in one line, as much as a request holds, and hand the rows out."""
         kind = (dimensions, texts, urgent)
         await asyncio.sleep(delay)
-        slots = self._slots[urgent]
-        async with slots.one() as slot:
+        async with self._slots.one(urgent) as slot:
             line = self._waiting[kind]
             most = self.chunk_texts
             if urgent:
                 texts_waiting = sum(len(waiting.prompts) for waiting in line)
-                share = math.ceil(texts_waiting / slots.count)
+                share = math.ceil(texts_waiting / min(self._slots.count, self._slots.most))
                 most = min(most, max(QUERIES_A_REQUEST, share))
             group = _take(line, most)
             self._gathering.discard(kind)
@@ -295,7 +294,7 @@ class ServerEngine:
     async def _deliver_alone(self, one: _Waiting, dimensions: int | None, urgent: bool) -> None:
         """Send one caller's prompts again, so that the one who failed takes nobody along."""
         try:
-            async with self._slots[urgent].one() as slot:
+            async with self._slots.one(urgent) as slot:
                 await self._deliver([one], dimensions, urgent, slot)
         except Qwen3EmbeddingsError as error:
             _fail([one], error)
@@ -322,7 +321,7 @@ class ServerEngine:
                     else:
                         if isinstance(blame, TextRefusedError) and not (pieces or blamed):
                             # Or is it the server?
-                            await self._request(self._name, ["probe"], dimensions, True, slot)
+                            await self._request(self._name, ["probe"], dimensions, urgent, slot)
                         blamed[part[0]] = blame
         except Qwen3EmbeddingsError as error:
             raise error.carrying(Computed.of(pieces, len(prompts))) from error.__cause__
@@ -347,7 +346,7 @@ class ServerEngine:
         """Ask the server what it serves and how it likes to be asked."""
         name, root, context, served_names = await self._find_model()
         try:
-            async with self._slots[True].one() as slot:
+            async with self._slots.one(urgent=True) as slot:
                 probe = await self._request(name, ["probe", "\n probe\n"], None, True, slot)
         except ModelNotFoundError:
             raise _not_served(self.base_url, served_names, self.model) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator
 
 ANSWERS_A_SLOT = 8
@@ -16,79 +17,119 @@ class Slots:
 
     A server or gateway that takes only so many at once refuses the others (429). Each of these
     loses its slot, so what is left is what the server took. Answers bring slots back, one by one,
-    while all that are left are in use.
+    while all that are left are in use. The next free one is for queries, but documents keep one,
+    and take turns with them for the only one.
 
     Args:
-        most: requests under way at once where none is refused.
+        most: requests under way at once where none is refused, for queries and for documents each.
 
     Attributes:
-        count: requests that may be under way now, from 1 to `most`.
+        count: requests that may be under way now, of both together, from 1 to twice `most`.
     """
 
     def __init__(self, most: int) -> None:
-        self.most = self.count = most
-        self._free = asyncio.Semaphore(most)  # holds `count`, less what is taken
+        self.most = most
+        self.count = 2 * most
+        self._taken = {True: 0, False: 0}  # queries' and documents', as everywhere below
+        self._lines: dict[bool, deque[asyncio.Future[None]]] = {True: deque(), False: deque()}
+        self._last = False  # whose the slot given out last is
+        self._resting = False  # whether documents wait for one of theirs that backs off
         self._answers = 0
         self._needed = ANSWERS_A_SLOT
 
     @contextlib.asynccontextmanager
-    async def one(self) -> AsyncIterator[Slot]:
+    async def one(self, urgent: bool) -> AsyncIterator[Slot]:
         """A slot for one request, when one is free; a request may lose it, and take another."""
-        slot = Slot(self)
-        await slot.take()
+        slot = Slot(self, urgent)
         try:
+            await slot.take()
             yield slot
         finally:
             slot.leave()
+
+    @property
+    def _in_use(self) -> int:
+        return sum(self._taken.values())
+
+    def _hand_out(self) -> None:
+        """Give the free slots to those that wait."""
+        while self._in_use < self.count and (urgent := self._next()) is not None:
+            place = self._lines[urgent].popleft()
+            if not place.done():  # or who waited gave up
+                place.set_result(None)
+                self._taken[urgent] += 1
+                self._last = urgent
+
+    def _next(self) -> bool | None:
+        """Whose the next free slot is; None when nobody can take it."""
+        queries, documents = (
+            bool(self._lines[urgent]) and self._taken[urgent] < self.most
+            for urgent in (True, False)
+        )
+        documents = documents and not self._resting
+        if queries and documents:
+            return self._taken[False] > 0 or not self._last
+        return queries if queries or documents else None
 
 
 class Slot:
     """One request's place among `Slots`."""
 
-    def __init__(self, slots: Slots) -> None:
-        self._slots = slots
-        self._held = False
+    def __init__(self, slots: Slots, urgent: bool) -> None:
+        self._slots, self._urgent = slots, urgent
+        self._held = self._rests = False
+        self._sent = self._alone = False  # whether ever sent, and last with no other under way
 
     async def take(self) -> None:
-        """Wait for a free slot, unless this is one."""
-        if not self._held:
-            await self._slots._free.acquire()
-            self._held = True
+        """Wait for a free slot, unless this is one; before those whose first it is."""
+        if self._held:
+            return
+        place = asyncio.get_running_loop().create_future()
+        line = self._slots._lines[self._urgent]
+        (line.appendleft if self._sent else line.append)(place)
+        self.leave()  # rests no more
+        try:
+            await place
+        finally:  # who gives up may just have been given one
+            self._held = place.done() and not place.cancelled()
+        self._sent = True
+        self._alone = self._slots._in_use == 1
 
     def leave(self) -> None:
         """Give the slot to the next request, if this still holds it."""
-        if self._held:
-            self._held = False
-            self._slots._free.release()
+        slots = self._slots
+        slots._taken[self._urgent] -= self._held
+        slots._resting = slots._resting and not self._rests
+        self._held = self._rests = False
+        slots._hand_out()
 
     def answered(self) -> None:
         """Count an answer: enough of them bring a lost slot back, and the next one sooner."""
         slots = self._slots
-        if slots.count == slots.most or not slots._free.locked():
+        if slots.count == 2 * slots.most or slots._in_use < slots.count:
             return
         slots._answers += 1
         if slots._answers >= slots._needed:
             slots._answers = 0
             slots._needed = max(1, slots._needed // 2)
             slots.count += 1
-            slots._free.release()
+            slots._hand_out()
 
-    async def refused(self, patient: bool) -> bool:
+    def refused(self) -> bool:
         """Lose the slot, and those nobody uses: the server takes no more than the others.
 
-        False where there are no others: so it was not for their number, and the next answer brings
-        a slot back. A patient request keeps the last one, any other leaves it to the next.
+        False where there are no others, nor were when it was sent: so it was not for their number,
+        and the next answer brings a slot back. Documents then wait until this one was sent again,
+        or each would use up its retries.
         """
         slots = self._slots
-        while not slots._free.locked():
-            await slots._free.acquire()
-            slots.count -= 1
-        if slots.count == 1:
-            slots._needed = 1
-            if not patient:
-                self.leave()
-            return False
-        slots._needed = ANSWERS_A_SLOT
-        slots.count -= 1
+        others = slots._in_use - 1
+        slots.count = max(1, others)
+        lost = others > 0 or not self._alone
+        slots._needed = ANSWERS_A_SLOT if lost else 1
+        slots._taken[self._urgent] -= 1
         self._held = False
-        return True
+        if not (lost or self._urgent):
+            self._rests = slots._resting = True
+        slots._hand_out()
+        return lost

@@ -85,8 +85,8 @@ class Qwen3Embedding(BaseEmbedding):
         embed_batch_size: texts handed to the engine at once, and a progress bar's step.
         num_workers: batches an asynchronous call keeps under way. None and 1 leave that to the
             engine, which bounds its own requests (see `max_concurrency`).
-        max_retries: further attempts after what may pass (408, 429, 5xx but 501, broken
-            connections).
+        max_retries: further attempts after what may pass (408, 429 but to one request too many, 5xx
+            but 501, broken connections).
         timeout: seconds one request to a server may take.
         restart_timeout: seconds documents wait for a server that answered before and is down
             now, as while it restarts. Queries fail after `max_retries`: somebody waits for them.
