@@ -27,13 +27,13 @@ from qwen3_embeddings.models import MIN_DIMENSIONS
 from qwen3_embeddings.profiles import GIB, Device, engine_arguments, this_device
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-STEP_TOKENS = 4096
-"""Most tokens of a step: a query waits for the steps under way."""
+STEP_TOKENS = 8192
+"""Most tokens of a step: a query waits for the steps under way. With 4,096 an H100 embedded a fifth
+fewer documents with 0.6B, and a query beside them took 113 ms (p99) instead of 145; with 16,384 it
+took 277 (docs/performance.md)."""
 RENDERER_WORKERS = 4
 """Threads that tokenize in each HTTP process: in vLLM's one a query waits for every text of the
-requests before it. On an H100 with 0.6B a query beside documents took 91 ms (p99) with both
-settings, 195 with 8,192 tokens and one thread, which embedded 10 to 17 % more documents a second
-(docs/performance.md)."""
+requests before it (docs/performance.md)."""
 STOP_SECONDS = 20
 """How long a server that is told to stop may take: told while it starts, vLLM may hang."""
 
@@ -118,10 +118,6 @@ def server_flags(options: argparse.Namespace) -> list[str]:
     servers = options.api_server_count or default_api_servers()
     if servers > 1:
         arguments["api_server_count"] = servers
-    if "max-num-batched-tokens" not in given and (graphs := arguments.get("compilation_config")):
-        # vLLM warns, in every process, of graphs that are larger than a step.
-        sizes = [size for size in graphs["cudagraph_capture_sizes"] if size <= STEP_TOKENS]
-        arguments["compilation_config"] = graphs | {"cudagraph_capture_sizes": sizes}
     if options.dimensions is not None:
         size = check_dimensions(options.dimensions, model.dimensions)
         arguments["pooler_config"] = {"dimensions": size}
