@@ -10,9 +10,16 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from qwen3_embeddings.engines import slots as slots_module
 from qwen3_embeddings.engines.slots import ANSWERS_A_SLOT, Slot, Slots
 
 QUERY, DOCUMENT = True, False
+
+
+@pytest.fixture(autouse=True)
+def long_after_a_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No slot is kept for the next query, but in the test of that."""
+    monkeypatch.setattr(slots_module, "MIXED_SECONDS", 0)
 
 
 @contextlib.asynccontextmanager
@@ -55,6 +62,8 @@ class Line:
         await asyncio.sleep(0)
 
     async def answer(self, name: str) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
         self.under_way.pop(name).set()
         for _ in range(5):
             await asyncio.sleep(0)
@@ -162,6 +171,45 @@ async def test_documents_give_way_to_queries_but_keep_one() -> None:
     for name in ("q2", "q3", "d4", "q4", "d5"):
         await line.answer(name)
     assert line.got[7:] == ["q4", "d5"]
+    await asyncio.gather(*line.tasks)
+
+
+async def test_documents_leave_a_slot_for_the_next_query_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slots = Slots(4)
+    async with taken(slots, 4) as documents:
+        documents[0].refused()
+    monkeypatch.setattr(slots_module, "MIXED_SECONDS", 60)
+    async with taken(slots, 1, QUERY):
+        assert await takes(slots) == 2
+    assert await takes(slots) == 2
+    async with taken(slots, 2) as held:
+        assert await takes(slots, QUERY) == 1
+        held[0].refused()
+        assert await takes(slots) == 0, "of one there is none to leave"
+        for _ in range(ANSWERS_A_SLOT):
+            held[1].answered()
+        assert slots.count == 2, "the free one stands in no way"
+    monkeypatch.setattr(slots_module, "MIXED_SECONDS", 0)
+    async with taken(slots, 1, QUERY):
+        pass
+    assert await takes(slots) == 2
+
+
+async def test_who_lost_a_slot_is_the_first_to_take_another() -> None:
+    slots = Slots(2)
+    line = Line(slots)
+    async with taken(slots, 1) as [slot]:
+        for name in ("d1", "d2"):
+            await line.join(name)
+        assert slot.refused()
+        taking = asyncio.create_task(slot.take())
+        await line.answer("d1")
+        assert taking.done()
+        assert line.got == ["d1"]
+        await taking
+    await line.answer("d2")
     await asyncio.gather(*line.tasks)
 
 

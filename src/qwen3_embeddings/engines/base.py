@@ -12,6 +12,9 @@ from qwen3_embeddings.matryoshka import Vectors
 Prompt = str | list[int]
 """A text, or its token ids with the end token (sent as they are, nothing is added)."""
 
+MIXED_SECONDS = 10.0
+"""How long after a query documents make room for the next (docs/performance.md)."""
+
 
 @dataclass(frozen=True)
 class Served:

@@ -346,7 +346,7 @@ class ServerEngine:
         """Ask the server what it serves and how it likes to be asked."""
         name, root, context, served_names = await self._find_model()
         try:
-            async with self._slots.one(urgent=True) as slot:
+            async with self._slots.one(urgent=False) as slot:
                 probe = await self._request(name, ["probe", "\n probe\n"], None, True, slot)
         except ModelNotFoundError:
             raise _not_served(self.base_url, served_names, self.model) from None

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncIterator
+
+from qwen3_embeddings.engines.base import MIXED_SECONDS
 
 ANSWERS_A_SLOT = 8
 """Answers for one more request after a refusal; for the next half as many, and so on until one is
@@ -17,8 +20,8 @@ class Slots:
 
     A server or gateway that takes only so many at once refuses the others (429). Each of these
     loses its slot, so what is left is what the server took. Answers bring slots back, one by one,
-    while all that are left are in use. The next free one is for queries, but documents keep one,
-    and take turns with them for the only one.
+    while all that are left are in use. The next free one is for queries, and for a while after one
+    documents leave one free; but they keep one, and take turns with queries for the only one.
 
     Args:
         most: requests under way at once where none is refused, for queries and for documents each.
@@ -33,6 +36,7 @@ class Slots:
         self._taken = {True: 0, False: 0}  # queries' and documents', as everywhere below
         self._lines: dict[bool, deque[asyncio.Future[None]]] = {True: deque(), False: deque()}
         self._last = False  # whose the slot given out last is
+        self._mixed_until = 0.0
         self._resting = False  # whether documents wait for one of theirs that backs off
         self._answers = 0
         self._needed = ANSWERS_A_SLOT
@@ -48,12 +52,18 @@ class Slots:
             slot.leave()
 
     @property
-    def _in_use(self) -> int:
+    def _under_way(self) -> int:
         return sum(self._taken.values())
+
+    @property
+    def _full(self) -> bool:
+        """Whether documents can take no more."""
+        kept = self.count > 1 and time.monotonic() < self._mixed_until
+        return self._taken[False] + max(self._taken[True], int(kept)) >= self.count
 
     def _hand_out(self) -> None:
         """Give the free slots to those that wait."""
-        while self._in_use < self.count and (urgent := self._next()) is not None:
+        while self._under_way < self.count and (urgent := self._next()) is not None:
             place = self._lines[urgent].popleft()
             if not place.done():  # or who waited gave up
                 place.set_result(None)
@@ -66,7 +76,7 @@ class Slots:
             bool(self._lines[urgent]) and self._taken[urgent] < self.most
             for urgent in (True, False)
         )
-        documents = documents and not self._resting
+        documents = documents and not (self._resting or self._full)
         if queries and documents:
             return self._taken[False] > 0 or not self._last
         return queries if queries or documents else None
@@ -84,8 +94,11 @@ class Slot:
         """Wait for a free slot, unless this is one; before those whose first it is."""
         if self._held:
             return
+        slots = self._slots
+        if self._urgent:
+            slots._mixed_until = time.monotonic() + MIXED_SECONDS
         place = asyncio.get_running_loop().create_future()
-        line = self._slots._lines[self._urgent]
+        line = slots._lines[self._urgent]
         (line.appendleft if self._sent else line.append)(place)
         self.leave()  # rests no more
         try:
@@ -93,7 +106,7 @@ class Slot:
         finally:  # who gives up may just have been given one
             self._held = place.done() and not place.cancelled()
         self._sent = True
-        self._alone = self._slots._in_use == 1
+        self._alone = slots._under_way == 1
 
     def leave(self) -> None:
         """Give the slot to the next request, if this still holds it."""
@@ -106,7 +119,7 @@ class Slot:
     def answered(self) -> None:
         """Count an answer: enough of them bring a lost slot back, and the next one sooner."""
         slots = self._slots
-        if slots.count == 2 * slots.most or slots._in_use < slots.count:
+        if slots.count == 2 * slots.most or not slots._full:
             return
         slots._answers += 1
         if slots._answers >= slots._needed:
@@ -123,7 +136,7 @@ class Slot:
         or each would use up its retries.
         """
         slots = self._slots
-        others = slots._in_use - 1
+        others = slots._under_way - 1
         slots.count = max(1, others)
         lost = others > 0 or not self._alone
         slots._needed = ANSWERS_A_SLOT if lost else 1

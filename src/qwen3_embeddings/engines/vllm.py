@@ -31,7 +31,13 @@ import numpy as np
 
 from qwen3_embeddings import background, models, profiles
 from qwen3_embeddings.engines import memory
-from qwen3_embeddings.engines.base import Prompt, Served, check_lengths, closed_error
+from qwen3_embeddings.engines.base import (
+    MIXED_SECONDS,
+    Prompt,
+    Served,
+    check_lengths,
+    closed_error,
+)
 from qwen3_embeddings.errors import (
     ConfigurationError,
     EngineDeadError,
@@ -48,12 +54,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-MIXED_SECONDS = 10.0
-"""How long after a query the steps of documents stay small. Beside large ones a query took 134 ms
-on an H100 instead of 29, and documents were 7 % faster (docs/performance.md)."""
 MIXED_TOKENS = 4096
-"""Tokens of documents in a small step, but for longer documents. With twice as many on an H100 and
-0.6B a query took almost twice as long, and documents were 5 % faster; half as many cost a third."""
+"""Tokens of documents in a step soon after a query, but for longer documents. On an H100 with 0.6B
+a query took 134 ms instead of 29 beside full steps, and documents were 7 % faster; with twice as
+many almost twice as long, and 5 %; half as many cost documents a third (docs/performance.md)."""
 
 # vLLM keeps the state of a forward pass in module globals: engines of one process take turns.
 _turn = threading.Lock()
