@@ -213,7 +213,54 @@ async def test_who_lost_a_slot_is_the_first_to_take_another() -> None:
     await asyncio.gather(*line.tasks)
 
 
-async def test_the_only_slot_is_for_a_query_and_a_document_in_turns() -> None:
+async def test_a_slot_that_is_free_again_goes_to_who_waits() -> None:
+    slots = Slots(2)
+    line = Line(slots)
+    async with taken(slots, 2, QUERY) as [first, second]:
+        first.refused()
+        await line.join("d1")
+        for _ in range(ANSWERS_A_SLOT):
+            second.answered()
+        await asyncio.sleep(0)
+        assert line.got == ["d1"], "the one that an answer brought"
+        await line.answer("d1")
+        assert second.refused(), "sent beside the first"
+        await second.take()
+        await line.join("d2")
+        assert not second.refused()
+        await asyncio.sleep(0)
+        assert line.got == ["d1", "d2"], "and a query's that backs off"
+        taking = asyncio.create_task(second.take())
+        await line.join("q1")
+        assert not taking.done()
+        await line.answer("d2")
+        await taking
+    await asyncio.sleep(0)
+    await line.answer("q1")
+    await asyncio.gather(*line.tasks)
+
+
+async def test_who_backed_off_once_frees_no_documents_behind_another() -> None:
+    slots = Slots(2)
+    async with taken(slots, 1) as [first]:
+        assert not first.refused()
+        await first.take()
+        first.answered()
+        async with taken(slots, 1) as [second]:
+            first.leave()
+            await second.take()
+            assert second.refused(), "sent beside the first"
+            await second.take()
+            assert not second.refused()
+            first.leave()
+            assert await takes(slots) == 0
+
+
+@pytest.mark.parametrize("mixed_seconds", [0, 60])
+async def test_the_only_slot_is_for_a_query_and_a_document_in_turns(
+    mixed_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots_module, "MIXED_SECONDS", mixed_seconds)
     slots = Slots(4)
     async with taken(slots, 1) as [slot]:
         slot.refused()
@@ -223,6 +270,8 @@ async def test_the_only_slot_is_for_a_query_and_a_document_in_turns() -> None:
     for name in ("d1", "q1", "d2", "q2", "d3", "q3"):
         assert list(line.under_way) == [name]
         await line.answer(name)
+    await line.join("d4")
+    await line.answer("d4")
     await asyncio.gather(*line.tasks)
 
 
