@@ -921,7 +921,7 @@ def test_documents_give_way_to_queries_of_a_server_that_takes_few(
     expected = [instruct(embedder.task.instruction, text) for text in queries]
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(embedder.encode_document, documents)
-        while len(first_texts) < 10:
+        while len(first_texts) < 10 and not call.done():
             time.sleep(0.01)
         for _ in range(10):
             before = len(first_texts)
@@ -977,6 +977,48 @@ def test_tokenizing_too_takes_what_the_server_does(fake: FakeServer) -> None:
     assert embedder.encode_document([f"{i} " * 300 for i in range(60)]).shape == (60, 64)
     assert crowded.most == 2
     assert 0 < len(crowded.refused) < 30
+
+
+def test_queries_beside_tokenizing_on_a_server_that_takes_few(fake: FakeServer) -> None:
+    embedder = embedder_of(fake, overflow="mean", max_retries=0)
+    crowded = Crowded(fake, limit=2)
+    embeddings = crowded.answer
+
+    def answer(body: dict[str, Any]) -> httpx.Response:
+        if "prompt" not in body:
+            return embeddings(body)
+        return httpx.Response(200, json={"tokens": [*body["prompt"].encode(), 0]})
+
+    crowded.answer = answer
+    fake.router.post("http://embeddings.test/tokenize").mock(side_effect=crowded)
+    queries = [f"query {i}" for i in range(4)]
+    expected = [instruct(embedder.task.instruction, text) for text in queries]
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(embedder.encode_document, [f"{i} " * 300 for i in range(60)])
+        while len(crowded.taken) < 10 and not call.done():
+            time.sleep(0.01)
+        for _ in range(5):
+            same(np.concatenate(together(embedder, queries)), expected)
+        assert call.result(timeout=60).shape == (60, 64)
+    assert crowded.most == 2
+
+
+def test_documents_that_wait_for_a_server_keep_no_query_waiting(fake: FakeServer) -> None:
+    embedder = embedder_of(fake, batch_size=2, max_retries=1, restart_timeout=60)
+    crowded = Crowded(fake, limit=2)
+    texts = [f"text {i}" for i in range(200)]
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(embedder.encode_document, texts)
+        while len(crowded.taken) < 10 and not call.done():
+            time.sleep(0.01)
+        up, crowded.answer = crowded.answer, lambda _: refuse(503, "starting")
+        time.sleep(0.2)
+        begun = time.monotonic()
+        with pytest.raises(ServerBusyError):
+            embedder.encode_query(["now"])
+        assert time.monotonic() - begun < 20
+        crowded.answer = up
+        same(call.result(timeout=60), texts)
 
 
 def test_who_gives_up_in_line_takes_no_slot_along(fake: FakeServer) -> None:

@@ -94,6 +94,7 @@ async def test_the_last_slot_stays(urgent: bool) -> None:
     async with taken(slots, 1, urgent) as [slot]:
         assert not slot.refused()
         assert slots.count == 1
+        slot.rest()
         assert await takes(slots, QUERY) == 1, "whoever backs off keeps no query waiting"
         assert await takes(slots, DOCUMENT) == (1 if urgent else 0), "but documents wait"
         await slot.take()
@@ -105,7 +106,26 @@ async def test_documents_behind_one_that_gave_up_go_on() -> None:
     slots = Slots(4)
     async with taken(slots, 1) as [slot]:
         assert not slot.refused()
+        slot.rest()
     assert await takes(slots) == 1
+
+
+async def test_documents_that_back_off_keep_their_places_but_no_query_waiting() -> None:
+    """They may back off from a server that is down, for minutes."""
+    slots = Slots(4)
+    async with taken(slots, 4) as held:
+        held[0].refused()
+        for slot in held[1:]:
+            slot.rest()
+        assert await takes(slots) == 0
+        async with taken(slots, 2, QUERY):
+            assert await takes(slots, QUERY) == 1
+            again = [asyncio.create_task(slot.take()) for slot in held[1:]]
+            await asyncio.sleep(0)
+            assert sum(task.done() for task in again) == 1
+        await asyncio.gather(*again)
+        assert await takes(slots, QUERY) == 0
+    assert await takes(slots) == 3
 
 
 async def test_a_refusal_heard_after_the_others_answers_was_for_their_number() -> None:
@@ -228,6 +248,7 @@ async def test_a_slot_that_is_free_again_goes_to_who_waits() -> None:
         await second.take()
         await line.join("d2")
         assert not second.refused()
+        second.rest()
         await asyncio.sleep(0)
         assert line.got == ["d1", "d2"], "and a query's that backs off"
         taking = asyncio.create_task(second.take())
@@ -240,20 +261,12 @@ async def test_a_slot_that_is_free_again_goes_to_who_waits() -> None:
     await asyncio.gather(*line.tasks)
 
 
-async def test_who_backed_off_once_frees_no_documents_behind_another() -> None:
+async def test_each_time_it_is_sent_a_request_is_alone_or_not() -> None:
     slots = Slots(2)
     async with taken(slots, 1) as [first]:
-        assert not first.refused()
-        await first.take()
-        first.answered()
-        async with taken(slots, 1) as [second]:
-            first.leave()
-            await second.take()
-            assert second.refused(), "sent beside the first"
-            await second.take()
-            assert not second.refused()
-            first.leave()
-            assert await takes(slots) == 0
+        async with taken(slots, 1):
+            await first.take()
+        assert first.refused(), "sent again beside another, whose answer was heard first"
 
 
 @pytest.mark.parametrize("mixed_seconds", [0, 60])
@@ -294,9 +307,15 @@ async def test_no_slot_is_lost_or_made_up(seed: int) -> None:
                     await asyncio.sleep(chance.choice([0, 0, 0.001]))
                 finally:
                     under_way[urgent] -= 1
-                if fits:
+                if fits and chance.random() < 0.9:
                     return slot.answered()
-                if not slot.refused():
+                if fits:  # an error of another kind
+                    slot.rest()
+                    await asyncio.sleep(chance.choice([0, 0.001]))
+                    await slot.take()
+                    continue
+                if not slot.refused() or chance.random() < 0.1:
+                    slot.rest()
                     await asyncio.sleep(chance.choice([0, 0.001]))
                 assert slots.count >= 1
                 await slot.take()

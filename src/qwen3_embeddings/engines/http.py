@@ -142,6 +142,8 @@ class Connection:
         down_since = math.inf
         attempt = counted = 0
         while True:
+            if slot:
+                await slot.take()
             answer, outlook = await self._attempt(method, url, body)
             lost = slot is not None and _lost(slot, answer)
             now = time.monotonic()
@@ -156,10 +158,10 @@ class Connection:
             level = logging.WARNING if waiting and not attempt else logging.INFO
             then = " when another is answered" if lost else ""
             logger.log(level, "%s: %s, again in %.1f s%s", url, said, delay, then)
+            if slot:
+                slot.rest()
             await asyncio.sleep(delay)
             attempt += not lost
-            if slot:
-                await slot.take()
         if isinstance(answer, ServerError):
             raise answer
         return answer

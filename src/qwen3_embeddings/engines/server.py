@@ -122,7 +122,6 @@ class ServerEngine:
         self._waiting: dict[Any, list[_Waiting]] = defaultdict(list)
         self._gathering: set[Any] = set()
         self._slots = Slots(max_concurrency)
-        self._tokenizing = Slots(max_concurrency)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> Served:
@@ -149,7 +148,7 @@ class ServerEngine:
         async def ids_of(text: str) -> list[int]:
             body = {"model": served.model, "prompt": text, "add_special_tokens": True}
             body |= {"content": _composed(text), "add_special": True}
-            async with self._tokenizing.one(urgent) as slot:
+            async with self._slots.one(urgent) as slot:
                 answer = await self.connection.post(url, body, patient=not urgent, slot=slot)
                 return wire.read_tokens(answer.content)
 

@@ -21,7 +21,7 @@ class Slots:
     A server or gateway that takes only so many at once refuses the others (429). Each of these
     loses its slot, so what is left is what the server took. Answers bring slots back, one by one,
     while all that are left are in use. The next free one is for queries, and for a while after one
-    documents leave one free; but they keep one, and take turns with queries for the only one.
+    documents leave one free. Documents of which none is under way take turns with queries.
 
     Args:
         most: requests under way at once where none is refused, for queries and for documents each.
@@ -37,7 +37,7 @@ class Slots:
         self._lines: dict[bool, deque[asyncio.Future[None]]] = {True: deque(), False: deque()}
         self._last = False  # whose the slot given out last is
         self._mixed_until = 0.0
-        self._resting = False  # whether documents wait for one of theirs that backs off
+        self._resting = 0  # documents' that are taken, but back off
         self._answers = 0
         self._needed = ANSWERS_A_SLOT
 
@@ -53,7 +53,7 @@ class Slots:
 
     @property
     def _under_way(self) -> int:
-        return sum(self._taken.values())
+        return sum(self._taken.values()) - self._resting
 
     @property
     def _full(self) -> bool:
@@ -76,7 +76,7 @@ class Slots:
             bool(self._lines[urgent]) and self._taken[urgent] < self.most
             for urgent in (True, False)
         )
-        documents = documents and not (self._resting or self._full)
+        documents = documents and not self._full
         if queries and documents:
             return self._taken[False] > 0 or not self._last
         return queries if queries or documents else None
@@ -91,30 +91,41 @@ class Slot:
         self._sent = self._alone = False  # whether ever sent, and last with no other under way
 
     async def take(self) -> None:
-        """Wait for a free slot, unless this is one; before those whose first it is."""
-        if self._held:
-            return
+        """Wait until the request may be sent; again, before those that never were."""
         slots = self._slots
-        if self._urgent:
-            slots._mixed_until = time.monotonic() + MIXED_SECONDS
-        place = asyncio.get_running_loop().create_future()
-        line = slots._lines[self._urgent]
-        (line.appendleft if self._sent else line.append)(place)
-        self.leave()  # rests no more
-        try:
-            await place
-        finally:  # who gives up may just have been given one
-            self._held = place.done() and not place.cancelled()
+        if not self._held or self._rests:
+            if self._urgent:
+                slots._mixed_until = time.monotonic() + MIXED_SECONDS
+            place = asyncio.get_running_loop().create_future()
+            line = slots._lines[self._urgent]
+            (line.appendleft if self._sent else line.append)(place)
+            self.leave()  # one that rests is taken anew
+            try:
+                await place
+            finally:  # who gives up may just have been given one
+                self._held = place.done() and not place.cancelled()
         self._sent = True
         self._alone = slots._under_way == 1
 
     def leave(self) -> None:
-        """Give the slot to the next request, if this still holds it."""
+        """Give the slot to the next request, if this still has it."""
         slots = self._slots
         slots._taken[self._urgent] -= self._held
-        slots._resting = slots._resting and not self._rests
+        slots._resting -= self._rests
         self._held = self._rests = False
         slots._hand_out()
+
+    def rest(self) -> None:
+        """Let queries have the slot while this backs off: somebody waits for them.
+
+        Documents wait for one of theirs that does, or each would use up its retries.
+        """
+        if self._urgent:
+            self.leave()
+        elif self._held:
+            self._rests = True
+            self._slots._resting += 1
+            self._slots._hand_out()
 
     def answered(self) -> None:
         """Count an answer: enough of them bring a lost slot back, and the next one sooner."""
@@ -132,17 +143,14 @@ class Slot:
         """Lose the slot, and those nobody uses: the server takes no more than the others.
 
         False where there are no others, nor were when it was sent: so it was not for their number,
-        and the next answer brings a slot back. Documents then wait until this one was sent again,
-        or each would use up its retries.
+        it keeps the slot, and the next answer brings another.
         """
         slots = self._slots
         others = slots._under_way - 1
-        slots.count = max(1, others)
         lost = others > 0 or not self._alone
+        slots.count = max(1, others)
+        slots._answers = 0
         slots._needed = ANSWERS_A_SLOT if lost else 1
-        slots._taken[self._urgent] -= 1
-        self._held = False
-        if not (lost or self._urgent):
-            self._rests = slots._resting = True
-        slots._hand_out()
+        if lost:
+            self.leave()
         return lost
