@@ -345,6 +345,7 @@ class ServerEngine:
         """Ask the server what it serves and how it likes to be asked."""
         name, root, context, served_names = await self._find_model()
         try:
+            # Nobody has asked a query yet for which documents need make room.
             async with self._slots.one(urgent=False) as slot:
                 probe = await self._request(name, ["probe", "\n probe\n"], None, True, slot)
         except ModelNotFoundError:
