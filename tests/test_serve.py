@@ -82,15 +82,31 @@ def test_vllm_reads_the_flags_as_they_are_meant(
         assert sizes == graphs["cudagraph_capture_sizes"] == sorted(set(GRAPH_TOKENS))
 
 
+@pytest.mark.parametrize(
+    ("model", "flags", "step", "largest"),
+    [
+        ("Qwen/Qwen3-Embedding-0.6B", [], STEP_TOKENS, STEP_TOKENS),
+        ("Qwen/Qwen3-Embedding-4B", [], 2048, 2048),
+        ("Qwen/Qwen3-Embedding-8B", [], 2048, 2048),
+        ("Qwen/Qwen3-Embedding-4B", ["--max-num-batched-tokens=4096"], 4096, max(GRAPH_TOKENS)),
+    ],
+)
 def test_every_step_of_a_server_is_a_graph_and_none_is_larger(
-    checkpoint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    model: str,
+    flags: list[str],
+    step: int,
+    largest: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """vLLM warns, in every process of a server, of graphs that are larger than a step."""
+    """vLLM warns, in every process of a server, of graphs that are larger than a step; of a step of
+    the user's own size it leaves them out itself."""
     monkeypatch.setattr(serve, "this_device", lambda: Device("gpu", 80 * GIB))
-    words = printed(capsys, checkpoint)
-    assert value(words, "--max-num-batched-tokens") == str(STEP_TOKENS)
+    words = printed(capsys, model, *flags)
+    read = parsed(words[words.index(model) + 1 :])
+    assert (read.max_num_batched_tokens, read.max_num_seqs <= step) == (step, True)
     graphs = json.loads(value(words, "--compilation-config"))
-    assert max(graphs["cudagraph_capture_sizes"]) == STEP_TOKENS
+    assert max(graphs["cudagraph_capture_sizes"]) == largest
     assert graphs["cudagraph_mode"] == "PIECEWISE"
 
 

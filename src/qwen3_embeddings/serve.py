@@ -31,6 +31,12 @@ STEP_TOKENS = 8192
 """Most tokens of a step: a query waits for the steps under way. With 4,096 an H100 embedded a fifth
 fewer documents with 0.6B, and a query beside them took 113 ms (p99) instead of 145; with 16,384 it
 took 277 (docs/performance.md)."""
+LARGE_MODEL = 2_000_000_000
+"""Parameters from which on the GPU, not the host, bounds steps of `LARGE_MODEL_STEP_TOKENS`."""
+LARGE_MODEL_STEP_TOKENS = 2048
+"""Most tokens of a step of a large model. An H100 with 4B embedded 6 % fewer documents than with
+8,192, and a query beside them took 100 ms (p99) instead of 307 (docs/performance.md). vLLM wants
+no fewer than the texts of a step, `Profile.step_texts` twice."""
 RENDERER_WORKERS = 4
 """Threads that tokenize in each HTTP process: in vLLM's one a query waits for every text of the
 requests before it (docs/performance.md)."""
@@ -106,8 +112,9 @@ def server_flags(options: argparse.Namespace) -> list[str]:
     given = _given(options, passed)
     model = models.describe(options.model)
     arguments: dict[str, Any] = engine_arguments(model, options.dtype, _device(options))
+    most = STEP_TOKENS if model.parameters < LARGE_MODEL else LARGE_MODEL_STEP_TOKENS
     arguments |= {
-        "max_num_batched_tokens": min(arguments["max_num_batched_tokens"], STEP_TOKENS),
+        "max_num_batched_tokens": min(arguments["max_num_batched_tokens"], most),
         "host": options.host,
         "port": options.port,
         "renderer_num_workers": RENDERER_WORKERS,
@@ -118,6 +125,10 @@ def server_flags(options: argparse.Namespace) -> list[str]:
     servers = options.api_server_count or default_api_servers()
     if servers > 1:
         arguments["api_server_count"] = servers
+    if "max-num-batched-tokens" not in given and (graphs := arguments.get("compilation_config")):
+        # vLLM warns, in every process, of graphs that are larger than a step.
+        sizes = [size for size in graphs["cudagraph_capture_sizes"] if size <= most]
+        arguments["compilation_config"] = graphs | {"cudagraph_capture_sizes": sizes}
     if options.dimensions is not None:
         size = check_dimensions(options.dimensions, model.dimensions)
         arguments["pooler_config"] = {"dimensions": size}
