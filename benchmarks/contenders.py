@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from qwen3_embeddings.bench import Query
+from qwen3_embeddings.cli.bench import Query
 
 Encode = Callable[[list[str]], Any]
 BATCH = 64

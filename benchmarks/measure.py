@@ -19,8 +19,9 @@ from typing import Any
 
 from contenders import IN_PROCESS, THROUGH_SERVER, Contender
 
-from qwen3_embeddings import Embedder, bench
-from qwen3_embeddings.bench import Query, per_second, take, texts_of
+from qwen3_embeddings import Embedder
+from qwen3_embeddings.cli import bench
+from qwen3_embeddings.cli.bench import Query, per_second, take, texts_of
 
 Options = dict[str, Any]
 WORDS, TOKENS = 80, 135

@@ -28,8 +28,8 @@ from qwen3_embeddings import (
     background,
     truncate,
 )
-from qwen3_embeddings.matryoshka import Vectors
 from qwen3_embeddings.testing import write_checkpoint
+from qwen3_embeddings.vectors import Vectors
 
 SERVERS = Path(os.environ.get("SERVERS", ".servers")).resolve()
 ROOT = Path(__file__).parents[1]

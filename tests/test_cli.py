@@ -11,8 +11,8 @@ import pytest
 
 import qwen3_embeddings
 from qwen3_embeddings import Embedder
-from qwen3_embeddings.cli import main
-from qwen3_embeddings.demo import command, model
+from qwen3_embeddings.cli.demo import command, model
+from qwen3_embeddings.cli.main import main
 
 HEAVY = ["vllm", "torch", "openai", "langchain_core", "llama_index", "transformers"]
 
@@ -39,7 +39,7 @@ def test_runs_as_module() -> None:
 
 
 def test_imports_nothing_heavy() -> None:
-    code = "import json, sys, qwen3_embeddings.cli; print(json.dumps(list(sys.modules)))"
+    code = "import json, sys, qwen3_embeddings.cli.main; print(json.dumps(list(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(HEAVY) & set(json.loads(done.stdout))
 

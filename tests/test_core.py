@@ -23,12 +23,12 @@ from qwen3_embeddings import (
     TextTooLongError,
     UnknownModelError,
     errors,
-    overflow,
+    long_texts,
     truncate,
 )
-from qwen3_embeddings.instructions import instruct
-from qwen3_embeddings.lists import BLOCK, alists, lists
 from qwen3_embeddings.models import describe
+from qwen3_embeddings.prompts import instruct
+from qwen3_embeddings.vectors import BLOCK, alists, lists
 
 
 def test_public_names_are_complete_and_sorted() -> None:
@@ -151,19 +151,19 @@ def test_truncate_never_passes_on_what_is_no_direction(bad: float) -> None:
 
 def test_overflow_policies_keep_head_and_end() -> None:
     ids = [1, 2, *range(100, 120), 0]
-    assert overflow.cut(ids, 10) == [1, 2, 100, 101, 102, 103, 104, 105, 106, 0]
-    pieces = overflow.split(ids, 10, head=2)
+    assert long_texts.cut(ids, 10) == [1, 2, 100, 101, 102, 103, 104, 105, 106, 0]
+    pieces = long_texts.split(ids, 10, head=2)
     assert all(piece[:2] == [1, 2] and piece[-1] == 0 and len(piece) <= 10 for piece in pieces)
     assert [i for piece in pieces for i in piece[2:-1]] == list(range(100, 120))
-    assert overflow.shared_head(ids, [1, 2, 9]) == 2
-    assert overflow.shared_head(ids, [1, 2]) == 2
+    assert long_texts.shared_head(ids, [1, 2, 9]) == 2
+    assert long_texts.shared_head(ids, [1, 2]) == 2
     with pytest.raises(Qwen3EmbeddingsError, match="no room"):
-        overflow.split(ids, 10, head=9)
+        long_texts.split(ids, 10, head=9)
 
 
 def test_merge_weighs_and_renormalises() -> None:
     vectors = np.eye(4, dtype=np.float32)
-    merged = overflow.merge(vectors, [0, 1, 1, 2], [5.0, 3.0, 1.0, 2.0])
+    merged = long_texts.merge(vectors, [0, 1, 1, 2], [5.0, 3.0, 1.0, 2.0])
     middle = np.array([0, 3, 1, 0]) / np.sqrt(10)
     np.testing.assert_allclose(merged, [vectors[0], middle, vectors[3]], atol=1e-6)
 

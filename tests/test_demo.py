@@ -18,9 +18,9 @@ import huggingface_hub
 import pytest
 
 from qwen3_embeddings import TASKS, MissingDependencyError
-from qwen3_embeddings.cli import main
-from qwen3_embeddings.demo import model, report
-from qwen3_embeddings.demo.corpus import Query, load_passages, load_queries
+from qwen3_embeddings.cli.demo import model, report
+from qwen3_embeddings.cli.demo.corpus import Query, load_passages, load_queries
+from qwen3_embeddings.cli.main import main
 from qwen3_embeddings.models import DEFAULT_MODEL
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import pytest
 from qwen3_embeddings_demo_model import path
 
 from qwen3_embeddings import Embedder, truncate
-from qwen3_embeddings.demo.corpus import load_passages, load_queries
-from qwen3_embeddings.matryoshka import Vectors
+from qwen3_embeddings.cli.demo.corpus import load_passages, load_queries
+from qwen3_embeddings.vectors import Vectors
 
 TOOLS = Path(__file__).parents[1] / "tools" / "demo_model"
 TASKS = {

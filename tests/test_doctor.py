@@ -22,15 +22,15 @@ from safetensors.numpy import load_file, save_file
 
 from conftest import RunningServer, free_port
 from qwen3_embeddings import Embedder, Finding, Report
-from qwen3_embeddings.cli import main
+from qwen3_embeddings.cli.main import main
 from qwen3_embeddings.doctor import checks
-from qwen3_embeddings.doctor.examine import CHECKS
+from qwen3_embeddings.doctor.runner import CHECKS
 from qwen3_embeddings.engines.base import Engine, Prompt
-from qwen3_embeddings.engines.reference import ReferenceEngine
-from qwen3_embeddings.engines.server import ServerEngine
+from qwen3_embeddings.engines.openai.client import ServerEngine
+from qwen3_embeddings.engines.sentence_transformers import ReferenceEngine
 from qwen3_embeddings.errors import TextRefusedError, TextTooLongError
-from qwen3_embeddings.matryoshka import Vectors
 from qwen3_embeddings.testing import write_checkpoint
+from qwen3_embeddings.vectors import Vectors
 
 ALL = {"reachable", *CHECKS}
 

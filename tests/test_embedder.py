@@ -24,8 +24,8 @@ from qwen3_embeddings import (
     UnknownTaskError,
     truncate,
 )
-from qwen3_embeddings.instructions import instruct
-from qwen3_embeddings.plan import Output, Plan, slices
+from qwen3_embeddings.prompts import instruct
+from qwen3_embeddings.request import Output, Plan, slices
 
 
 @pytest.mark.parametrize("engine", ["embedder", "reference", "remote"])
@@ -210,13 +210,13 @@ def test_progress_counts_every_text(embedder: Embedder, capsys: pytest.CaptureFi
 def test_a_mean_weighs_pieces_by_their_tokens(checkpoint: str, embedder: Embedder) -> None:
     text = "x y " * 2000
     averaged = Embedder(checkpoint, dtype="float32", overflow="mean").encode_document(["a", text])
-    from qwen3_embeddings import background
+    from qwen3_embeddings import event_loop
 
     engine = embedder._lease.engine
-    ids = background.run(engine.tokenize([text]))[0]
+    ids = event_loop.run(engine.tokenize([text]))[0]
     body, end = ids[:-1], ids[-1]
     pieces = [[*body[i : i + 2047], end] for i in range(0, len(body), 2047)]
-    rows = background.run(engine.embed(pieces, None, False))
+    rows = event_loop.run(engine.embed(pieces, None, False))
     weights = [len(piece) - 1 for piece in pieces]
     mean = np.average(rows, axis=0, weights=weights)
     np.testing.assert_allclose(averaged[1], mean / np.linalg.norm(mean), atol=1e-5)
@@ -226,12 +226,12 @@ def test_a_mean_weighs_pieces_by_their_tokens(checkpoint: str, embedder: Embedde
 def test_truncation_keeps_instruction_and_end_token(checkpoint: str, embedder: Embedder) -> None:
     text = "x y " * 2000
     cut = Embedder(checkpoint, dtype="float32", overflow="truncate").encode_query([text])
-    from qwen3_embeddings import background
+    from qwen3_embeddings import event_loop
 
     engine = embedder._lease.engine
     prompt = instruct(TASKS["web_search"].instruction, text)
-    ids = background.run(engine.tokenize([prompt]))[0]
-    row = background.run(engine.embed([[*ids[:2047], ids[-1]]], None, False))
+    ids = event_loop.run(engine.tokenize([prompt]))[0]
+    row = event_loop.run(engine.embed([[*ids[:2047], ids[-1]]], None, False))
     np.testing.assert_allclose(cut, row, atol=2e-6)
 
 

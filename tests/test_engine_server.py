@@ -41,10 +41,10 @@ from qwen3_embeddings import (
     TextTooLongError,
     truncate,
 )
-from qwen3_embeddings.engines.server import QUERIES_A_REQUEST
-from qwen3_embeddings.engines.wire import FORMATS
-from qwen3_embeddings.instructions import instruct
+from qwen3_embeddings.engines.openai.client import QUERIES_A_REQUEST
+from qwen3_embeddings.engines.openai.wire import FORMATS
 from qwen3_embeddings.models import END_TOKEN
+from qwen3_embeddings.prompts import instruct
 
 # A real server.
 
@@ -277,13 +277,13 @@ def embedder_of(fake: FakeServer, **arguments: Any) -> Embedder:
 def closed() -> Iterator[None]:
     """Engines of made-up servers must not be shared between tests."""
     yield
-    from qwen3_embeddings import background
-    from qwen3_embeddings.engines import shared
+    from qwen3_embeddings import event_loop
+    from qwen3_embeddings.engines import registry
 
-    made_up = {k: e for k, e in shared._engines.items() if getattr(e, "base_url", "") == URL}
+    made_up = {k: e for k, e in registry._engines.items() if getattr(e, "base_url", "") == URL}
     for key, engine in made_up.items():
-        background.run(engine.close())
-        del shared._engines[key], shared._leases[key]
+        event_loop.run(engine.close())
+        del registry._engines[key], registry._leases[key]
 
 
 def refuse(status: int, message: str, **headers: str) -> httpx.Response:

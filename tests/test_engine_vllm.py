@@ -29,9 +29,9 @@ from qwen3_embeddings import (
     TextTooLongError,
     UnknownModelError,
 )
-from qwen3_embeddings.engines import vllm as vllm_engine
-from qwen3_embeddings.engines.vllm import VLLMEngine
-from qwen3_embeddings.profiles import Device, engine_arguments
+from qwen3_embeddings.engines.vllm import engine as vllm_engine
+from qwen3_embeddings.engines.vllm.defaults import Device, engine_arguments
+from qwen3_embeddings.engines.vllm.engine import VLLMEngine
 
 if TYPE_CHECKING:
     from tests.conftest import RunScript

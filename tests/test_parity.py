@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qwen3_embeddings import Embedder, truncate
-from qwen3_embeddings.matryoshka import Vectors
+from qwen3_embeddings.vectors import Vectors
 
 ENGINES = ["embedder", "remote"]
 ROLES = ["query", "document"]

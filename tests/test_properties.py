@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as arrays
 
 from qwen3_embeddings import Embedder, InvalidVectorError, Task, truncate
 from qwen3_embeddings.embedder import Role
-from qwen3_embeddings.matryoshka import Vectors, normalize
-from qwen3_embeddings.overflow import cut, merge, split
+from qwen3_embeddings.long_texts import cut, merge, split
+from qwen3_embeddings.vectors import Vectors, normalize
 
 # A session's engine is no state of an example: calls leave nothing behind.
 several = settings(

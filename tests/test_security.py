@@ -30,7 +30,7 @@ from qwen3_embeddings import (
     Qwen3EmbeddingsError,
     UnknownModelError,
 )
-from qwen3_embeddings.engines import http, wire
+from qwen3_embeddings.engines.openai import transport, wire
 
 if TYPE_CHECKING:
     from conftest import RunningServer
@@ -143,12 +143,12 @@ def test_no_traceback_shows_a_secret(
 LOUD = """
     import asyncio, logging, sys
     logging.basicConfig(level=logging.DEBUG, stream=sys.stdout, format="%(levelname)s %(message)s")
-    from qwen3_embeddings import Embedder, background
+    from qwen3_embeddings import Embedder, event_loop
     text = sys.argv[1]
     settings = dict(zip(sys.argv[2::2], sys.argv[3::2]))
     if "base_url" in settings:
         settings["default_headers"] = {"X-Api-Key": settings.pop("header")}
-    loop = background._running_loop()
+    loop = event_loop._running_loop()
     loop.slow_callback_duration = 0  # in debug mode asyncio names every callback
     with Embedder(**settings) as embedder:
         embedder.encode_query([text]), embedder.encode_document([text] * 40)
@@ -212,10 +212,10 @@ def test_vllm_logs_errors_only(checkpoint: str) -> None:
 def test_quoted_texts_are_taken_out() -> None:
     text = "The quick brown fox\njumps over the lazy dog."
     for said in (f"bad input {text!r}!", f"bad input {json.dumps(text)}!", f"bad {text[5:25]}!"):
-        assert "quick brown" not in http.hide_texts(said, [text])
-        assert "…" in http.hide_texts(said, [text])
-    assert http.hide_texts("bad: sardines", ["sardines"]) == "bad: …", "a whole text of 8"
-    assert http.hide_texts("bad: herring", ["herring"]) == "bad: herring", "a shorter one"
+        assert "quick brown" not in transport.hide_texts(said, [text])
+        assert "…" in transport.hide_texts(said, [text])
+    assert transport.hide_texts("bad: sardines", ["sardines"]) == "bad: …", "a whole text of 8"
+    assert transport.hide_texts("bad: herring", ["herring"]) == "bad: herring", "a shorter one"
 
 
 def test_pickled_weights_are_not_read_beside_safetensors(checkpoint: str, tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_any_bytes_are_models_tokens_and_a_message_or_a_typed_error(body: bytes)
     assert all(type(token) is int for token in answer_of(wire.read_tokens, body) or [])
     major, minor = wire.read_version(body)
     assert type(major) is type(minor) is int
-    said = http._message(httpx.Response(400, content=body))
+    said = transport._message(httpx.Response(400, content=body))
     said.encode()
     assert len(said) <= 500
 

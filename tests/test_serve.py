@@ -19,11 +19,12 @@ import psutil
 import pytest
 
 from conftest import RunningServer, free_port, wait_until_healthy
-from qwen3_embeddings import Embedder, serve, truncate
-from qwen3_embeddings.cli import main
+from qwen3_embeddings import Embedder, truncate
+from qwen3_embeddings.cli import serve
+from qwen3_embeddings.cli.main import main
+from qwen3_embeddings.cli.serve import RENDERER_WORKERS, STEP_TOKENS, as_flags, default_api_servers
+from qwen3_embeddings.engines.vllm.defaults import GIB, GRAPH_TOKENS, Device, engine_arguments
 from qwen3_embeddings.models import MODELS
-from qwen3_embeddings.profiles import GIB, GRAPH_TOKENS, Device, engine_arguments
-from qwen3_embeddings.serve import RENDERER_WORKERS, STEP_TOKENS, as_flags, default_api_servers
 
 KEY = "sesame-street-456"
 
@@ -172,7 +173,7 @@ print(engine.pid, flush=True)
 def test_nothing_outlives_the_server(then: str, code: int) -> None:
     """A server that ends, dies or is stopped takes along what it started."""
     program = [sys.executable, "-c", SUPERVISED.format(then=then)]
-    run = f"import sys, os; from qwen3_embeddings.serve import supervise; " \
+    run = f"import sys, os; from qwen3_embeddings.cli.serve import supervise; " \
           f"sys.exit(supervise({program!r}, os.environ))"  # fmt: skip
     with subprocess.Popen([sys.executable, "-c", run], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -187,7 +188,7 @@ def test_nothing_outlives_the_server(then: str, code: int) -> None:
 def test_a_server_started_with_nohup_stays_at_a_logout() -> None:
     logout = "import os, signal, sys, time; os.kill(os.getppid(), signal.SIGHUP); " \
              "time.sleep(2); sys.exit(3)"  # fmt: skip
-    run = f"import os, signal, sys; from qwen3_embeddings.serve import supervise; " \
+    run = f"import os, signal, sys; from qwen3_embeddings.cli.serve import supervise; " \
           f"signal.signal(signal.SIGHUP, signal.{{}}); " \
           f"sys.exit(supervise([sys.executable, '-c', {logout!r}], os.environ))"  # fmt: skip
     for disposition, code in [("SIG_IGN", 3), ("SIG_DFL", 128 + signal.SIGTERM)]:

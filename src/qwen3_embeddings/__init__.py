@@ -31,9 +31,9 @@ from qwen3_embeddings.errors import (
     UnknownModelError,
     UnknownTaskError,
 )
-from qwen3_embeddings.instructions import TASKS, Task
-from qwen3_embeddings.matryoshka import truncate
 from qwen3_embeddings.models import MODELS, Model
+from qwen3_embeddings.prompts import TASKS, Task
+from qwen3_embeddings.vectors import truncate
 
 __version__ = "0.1.0"
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from qwen3_embeddings.cli import main
+from qwen3_embeddings.cli.main import main
 
 sys.exit(main())

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from qwen3_embeddings import background, models
-from qwen3_embeddings import overflow as policies
+from qwen3_embeddings import event_loop, models
+from qwen3_embeddings import long_texts as policies
+from qwen3_embeddings.config import check, check_count, engine_kind
 from qwen3_embeddings.doctor.report import Report
 from qwen3_embeddings.engines.base import Engine, Prompt, Served, check_lengths
-from qwen3_embeddings.engines.shared import Lease
+from qwen3_embeddings.engines.registry import Lease
 from qwen3_embeddings.errors import (
     ConfigurationError,
     Qwen3EmbeddingsError,
@@ -39,12 +40,11 @@ from qwen3_embeddings.errors import (
     TextTooLongError,
     TextTypeError,
 )
-from qwen3_embeddings.instructions import Task, find_task, instruct
-from qwen3_embeddings.matryoshka import Vectors, check_dimensions
-from qwen3_embeddings.plan import Output, Plan, Texts, positions_of, slices
-from qwen3_embeddings.secret import Secret, SupportsSecret, hide, shown
-from qwen3_embeddings.settings import check, check_count, engine_kind
+from qwen3_embeddings.prompts import Task, find_task, instruct
+from qwen3_embeddings.redaction import Secret, SupportsSecret, hide, shown
+from qwen3_embeddings.request import Output, Plan, Texts, positions_of, slices
 from qwen3_embeddings.stream import AsyncStream, Stream, ahead
+from qwen3_embeddings.vectors import Vectors, check_dimensions
 
 if TYPE_CHECKING:
     import ssl
@@ -200,24 +200,24 @@ class Embedder:
 
         Whatever of these comes after something was computed carries it as `error.computed`.
         """
-        return background.run(self._encode(self._check(texts, "query"), show_progress))
+        return event_loop.run(self._encode(self._check(texts, "query"), show_progress))
 
     def encode_document(self, texts: Iterable[str], *, show_progress: bool = False) -> Vectors:
         """Embed documents: bare, or in a symmetric task under its instruction.
 
         Arguments, result and errors are those of `encode_query`.
         """
-        return background.run(self._encode(self._check(texts, "document"), show_progress))
+        return event_loop.run(self._encode(self._check(texts, "document"), show_progress))
 
     async def aencode_query(self, texts: Iterable[str], *, show_progress: bool = False) -> Vectors:
         """`encode_query` for coroutines; cancelling it drops its texts from the engine."""
-        return await background.wait(self._encode(self._check(texts, "query"), show_progress))
+        return await event_loop.wait(self._encode(self._check(texts, "query"), show_progress))
 
     async def aencode_document(
         self, texts: Iterable[str], *, show_progress: bool = False
     ) -> Vectors:
         """`encode_document` for coroutines; cancelling it drops its texts from the engine."""
-        return await background.wait(self._encode(self._check(texts, "document"), show_progress))
+        return await event_loop.wait(self._encode(self._check(texts, "document"), show_progress))
 
     def stream(self, texts: Iterable[str], *, role: Role = "document", size: int = 2048) -> Stream:
         """Embed texts of any number, in order, in bounded memory: nothing is read far ahead.
@@ -251,17 +251,17 @@ class Embedder:
         async def encode(batch: list[str]) -> Vectors:
             return await self._encode(self._check(batch, role), show_progress=False)
 
-        return ahead(texts, size, lambda batch: background.submit(encode(batch)))
+        return ahead(texts, size, lambda batch: event_loop.submit(encode(batch)))
 
     # The engine.
 
     def start(self) -> Served:
         """Start the engine, or reach the server, before the first call; say what it serves."""
-        return background.run(self._lease.engine.start())
+        return event_loop.run(self._lease.engine.start())
 
     async def astart(self) -> Served:
         """`start` for coroutines."""
-        return await background.wait(self._lease.engine.start())
+        return await event_loop.wait(self._lease.engine.start())
 
     def doctor(self, *, reference: str | None = None) -> Report:
         """Check that the engine returns the vectors Qwen3-Embedding should return.
@@ -272,15 +272,15 @@ class Embedder:
             reference: hub id or folder of the checkpoint, to compare with sentence-transformers
                 running it in this process.
         """
-        return background.run(self._examine(reference))
+        return event_loop.run(self._examine(reference))
 
     async def adoctor(self, *, reference: str | None = None) -> Report:
         """`doctor` for coroutines."""
-        return await background.wait(self._examine(reference))
+        return await event_loop.wait(self._examine(reference))
 
     async def _examine(self, reference: str | None) -> Report:
         # Here: with the engines it judges it takes a fifth of the package's import time.
-        from qwen3_embeddings.doctor.examine import examine
+        from qwen3_embeddings.doctor.runner import examine
 
         return await examine(
             self._lease.engine,
@@ -309,12 +309,12 @@ class Embedder:
     def close(self) -> None:
         """Release the engine; it stops when no other open embedder uses it. May be repeated."""
         if engine := self._lease.detach():
-            background.run(engine.close())
+            event_loop.run(engine.close())
 
     async def aclose(self) -> None:
         """`close` for coroutines."""
         if engine := self._lease.detach():
-            await background.wait(engine.close())
+            await event_loop.wait(engine.close())
 
     def __enter__(self) -> Self:
         return self
@@ -575,7 +575,7 @@ class Embedder:
         with _progress(len(prompts), show_progress) as advance:
             if len(chunks) == 1:  # most calls: a task of its own would cost as much as the rest
                 return await embed_chunk(chunks[0])
-            await background.gather(map(embed_chunk, chunks))
+            await event_loop.gather(map(embed_chunk, chunks))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 
 from qwen3_embeddings.errors import EngineClosedError, Qwen3EmbeddingsError
-from qwen3_embeddings.matryoshka import Vectors
+from qwen3_embeddings.vectors import Vectors
 
 BATCHES_AHEAD = 3
 """Batches under way or waiting to be taken: enough that the engine always has a full step."""

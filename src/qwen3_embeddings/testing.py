@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_embeddings.errors import ConfigurationError, MissingDependencyError
-from qwen3_embeddings.instructions import TASKS, instruct
 from qwen3_embeddings.models import END_TOKEN
+from qwen3_embeddings.prompts import TASKS, instruct
 
 # The 26 added tokens of the Qwen3 tokenizer, in their order: 151643 to 151668 there, directly
 # behind the base vocabulary here.

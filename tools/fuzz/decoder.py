@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["qwen3_embeddings.engines", "json"]):
 
     import numpy as np
 
-    from qwen3_embeddings.engines import http, wire
+    from qwen3_embeddings.engines.openai import transport, wire
     from qwen3_embeddings.errors import ServerResponseError
 
 KINDS = ("application/octet-stream", "application/json")
@@ -54,7 +54,7 @@ def read_tokens(body: bytes) -> None:
 
 def read_message(body: bytes) -> None:
     """What an error says, in a form that can be printed."""
-    said = http._message(SimpleNamespace(content=body, json=lambda: json.loads(body)))  # type: ignore[arg-type]
+    said = transport._message(SimpleNamespace(content=body, json=lambda: json.loads(body)))  # type: ignore[arg-type]
     assert len(said) <= 500
     said.encode()
 

@@ -19,9 +19,9 @@ from pydantic import (
 )
 
 from qwen3_embeddings import ConfigurationError, Embedder, Task
-from qwen3_embeddings.lists import alists, lists
-from qwen3_embeddings.secret import hide, shown
-from qwen3_embeddings.settings import check_at_least
+from qwen3_embeddings.config import check_at_least
+from qwen3_embeddings.redaction import hide, shown
+from qwen3_embeddings.vectors import alists, lists
 
 
 class Qwen3Embeddings(BaseModel, Embeddings):

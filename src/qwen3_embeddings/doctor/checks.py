@@ -17,15 +17,15 @@ import numpy as np
 from qwen3_embeddings import models
 from qwen3_embeddings.doctor.report import Finding, Status
 from qwen3_embeddings.engines.base import Engine, Prompt, Served
-from qwen3_embeddings.engines.server import ServerEngine
+from qwen3_embeddings.engines.openai.client import ServerEngine
 from qwen3_embeddings.errors import (
     Qwen3EmbeddingsError,
     ServerRefusedError,
     TextRefusedError,
     TextTooLongError,
 )
-from qwen3_embeddings.instructions import TASKS, instruct
-from qwen3_embeddings.matryoshka import Vectors, check_dimensions, normalize, truncate
+from qwen3_embeddings.prompts import TASKS, instruct
+from qwen3_embeddings.vectors import Vectors, check_dimensions, normalize, truncate
 
 SAME = 2e-3
 """1 - cosine up to which two vectors count as one text's: the noise of bfloat16 stays below (at
@@ -465,7 +465,7 @@ async def similarities(subject: Subject) -> Finding:
 
 async def reference(subject: Subject) -> Finding:
     """The vectors of sentence-transformers running the checkpoint here."""
-    from qwen3_embeddings.engines.reference import ReferenceEngine
+    from qwen3_embeddings.engines.sentence_transformers import ReferenceEngine
 
     if subject.reference is None:
         raise CannotTellError("no --reference to compare with")

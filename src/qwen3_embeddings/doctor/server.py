@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
+from qwen3_embeddings.cli.serve import LOOPBACK
 from qwen3_embeddings.doctor.checks import IDENTICAL, TEXTS, CannotTellError, Subject, distance
 from qwen3_embeddings.doctor.report import Finding
-from qwen3_embeddings.engines import wire
-from qwen3_embeddings.engines.server import ServerEngine
+from qwen3_embeddings.engines.openai import wire
+from qwen3_embeddings.engines.openai.client import ServerEngine
 from qwen3_embeddings.errors import ServerRefusedError
-from qwen3_embeddings.matryoshka import Vectors
-from qwen3_embeddings.serve import LOOPBACK
+from qwen3_embeddings.vectors import Vectors
 
 
 async def wire_formats(subject: Subject) -> Finding:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from qwen3_embeddings.errors import EngineClosedError, TextTooLongError
-from qwen3_embeddings.matryoshka import Vectors
+from qwen3_embeddings.vectors import Vectors
 
 Prompt = str | list[int]
 """A text, or its token ids with the end token (sent as they are, nothing is added)."""

@@ -20,7 +20,7 @@ from qwen3_embeddings import (
     Task,
     TextTooLongError,
 )
-from qwen3_embeddings.instructions import instruct
+from qwen3_embeddings.prompts import instruct
 
 TEXTS = [
     "Beijing is the capital of China.",

@@ -31,8 +31,8 @@ from qwen3_embeddings import (
     Task,
 )
 from qwen3_embeddings.embedder import Role
-from qwen3_embeddings.lists import alists, lists
-from qwen3_embeddings.secret import hide, shown
+from qwen3_embeddings.redaction import hide, shown
+from qwen3_embeddings.vectors import alists, lists
 
 DEFAULT_BATCH_SIZE = 2048
 """Texts LlamaIndex hands over at once: its most. It waits for each batch before it asks for the

@@ -17,9 +17,8 @@ import numpy as np
 from llama_index.core.base.embeddings.base import Embedding
 
 from qwen3_embeddings import Computed, Qwen3EmbeddingsError, TextError, TextsFailedError
-from qwen3_embeddings.lists import lists
-from qwen3_embeddings.matryoshka import Vectors
 from qwen3_embeddings.stream import Stream
+from qwen3_embeddings.vectors import Vectors, lists
 
 
 class NoText(str):

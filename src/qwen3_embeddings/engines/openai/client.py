@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from qwen3_embeddings import background, models
-from qwen3_embeddings.engines import wire
+from qwen3_embeddings import event_loop, models
 from qwen3_embeddings.engines.base import Prompt, Served, closed_error
-from qwen3_embeddings.engines.http import SIZE_REFUSED, Connection
-from qwen3_embeddings.engines.slots import Slot, Slots
+from qwen3_embeddings.engines.openai import wire
+from qwen3_embeddings.engines.openai.limiter import Slot, Slots
+from qwen3_embeddings.engines.openai.transport import SIZE_REFUSED, Connection
 from qwen3_embeddings.errors import (
     Computed,
     DimensionsError,
@@ -37,8 +37,8 @@ from qwen3_embeddings.errors import (
     TextRefusedError,
     TextTooLongError,
 )
-from qwen3_embeddings.matryoshka import Vectors
-from qwen3_embeddings.secret import Secret
+from qwen3_embeddings.redaction import Secret
+from qwen3_embeddings.vectors import Vectors
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -160,7 +160,7 @@ class ServerEngine:
                 return []
 
         async def every() -> list[list[int]]:
-            ids = await background.gather(itertools.starmap(one, enumerate(texts)))
+            ids = await event_loop.gather(itertools.starmap(one, enumerate(texts)))
             if refused:
                 await ids_of("probe")  # or has the server no such route?
                 raise _not_tokenized(refused)

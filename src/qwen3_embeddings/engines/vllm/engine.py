@@ -29,8 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from qwen3_embeddings import background, models, profiles
-from qwen3_embeddings.engines import memory
+from qwen3_embeddings import event_loop, models
 from qwen3_embeddings.engines.base import (
     MIXED_SECONDS,
     Prompt,
@@ -38,6 +37,7 @@ from qwen3_embeddings.engines.base import (
     check_lengths,
     closed_error,
 )
+from qwen3_embeddings.engines.vllm import defaults, oom
 from qwen3_embeddings.errors import (
     ConfigurationError,
     EngineDeadError,
@@ -46,7 +46,7 @@ from qwen3_embeddings.errors import (
     MissingDependencyError,
     UnknownModelError,
 )
-from qwen3_embeddings.matryoshka import Vectors
+from qwen3_embeddings.vectors import Vectors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -146,14 +146,14 @@ class VLLMEngine:
         """Token ids of each text, end token included."""
         thread = self._running()
         await self.start()
-        return await background.in_thread(thread.tokenize, texts)
+        return await event_loop.in_thread(thread.tokenize, texts)
 
     async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
         """One vector a prompt, in order; cancelling drops the prompts from the engine."""
         thread = self._running()
         served = await self.start()
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        tokenized = iter(await background.in_thread(thread.tokenize, texts) if texts else [])
+        tokenized = iter(await event_loop.in_thread(thread.tokenize, texts) if texts else [])
         ids = [next(tokenized) if isinstance(prompt, str) else prompt for prompt in prompts]
         check_lengths(ids, served.context)
         loop = asyncio.get_running_loop()
@@ -424,11 +424,9 @@ def _build(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Any, _
         ) from error
     model = models.describe(name)
     tokenizer = _load_tokenizer(name, engine_kwargs)
-    defaults = profiles.engine_arguments(model, dtype, profiles.this_device())
+    chosen = defaults.engine_arguments(model, dtype, defaults.this_device())
     try:
-        engine_args = EngineArgs(
-            model=name, **{"use_tqdm_on_load": False} | defaults | engine_kwargs
-        )
+        engine_args = EngineArgs(model=name, **{"use_tqdm_on_load": False} | chosen | engine_kwargs)
     except TypeError as error:
         raise ConfigurationError(
             f"engine_kwargs holds what vLLM does not know ({error}). Its names are the fields of "
@@ -549,11 +547,11 @@ def _start_error(
         return error
 
     def asked_for() -> dict[str, Any]:
-        model, device = models.describe(name), profiles.this_device()
-        return profiles.engine_arguments(model, dtype, device) | engine_kwargs
+        model, device = models.describe(name), defaults.this_device()
+        return defaults.engine_arguments(model, dtype, device) | engine_kwargs
 
     said = f"{type(error).__name__}: {error}"
-    way_out = memory.way_out(said, asked_for) or (
+    way_out = oom.way_out(said, asked_for) or (
         "Check that the checkpoint is complete, and what engine_kwargs asks for."
     )
     wrapped = EngineStartError(f"vLLM could not start with {name!r} ({said}). {way_out}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from qwen3_embeddings.demo.corpus import Passage, Query
+from qwen3_embeddings.cli.demo.corpus import Passage, Query
 from qwen3_embeddings.errors import MissingDependencyError
 
 if TYPE_CHECKING:

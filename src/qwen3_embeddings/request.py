@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_embeddings import overflow
+from qwen3_embeddings import long_texts
 from qwen3_embeddings.engines.base import Engine, Prompt
 from qwen3_embeddings.errors import (
     Computed,
@@ -17,7 +17,7 @@ from qwen3_embeddings.errors import (
     ServerResponseError,
     TextError,
 )
-from qwen3_embeddings.matryoshka import Vectors, normalize, truncate
+from qwen3_embeddings.vectors import Vectors, normalize, truncate
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Output:
         positions = np.unique(owners)
         pieces = self.vectors if self.done.all() else self.vectors[whole]
         try:
-            merged = overflow.merge(pieces, owners, np.asarray(self.plan.weights)[whole])
+            merged = long_texts.merge(pieces, owners, np.asarray(self.plan.weights)[whole])
             vectors = merged if self.width == size else truncate(merged, size)
         except InvalidVectorError as error:  # pieces that cancel each other out
             self.failures.append(error.at(positions[list(error.positions)].tolist()))

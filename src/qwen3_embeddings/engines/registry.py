@@ -17,17 +17,17 @@ import weakref
 from importlib import import_module
 from typing import Any
 
-from qwen3_embeddings import background
+from qwen3_embeddings import event_loop
 from qwen3_embeddings.engines.base import Engine, closed_error
 from qwen3_embeddings.errors import ConfigurationError
-from qwen3_embeddings.secret import Secret
+from qwen3_embeddings.redaction import Secret
 
 logger = logging.getLogger(__name__)
 
 KINDS = {
-    "vllm": ("qwen3_embeddings.engines.vllm", "VLLMEngine"),
-    "server": ("qwen3_embeddings.engines.server", "ServerEngine"),
-    "reference": ("qwen3_embeddings.engines.reference", "ReferenceEngine"),
+    "vllm": ("qwen3_embeddings.engines.vllm.engine", "VLLMEngine"),
+    "server": ("qwen3_embeddings.engines.openai.client", "ServerEngine"),
+    "reference": ("qwen3_embeddings.engines.sentence_transformers", "ReferenceEngine"),
 }
 """Engine classes by name, imported when first used."""
 
@@ -117,7 +117,7 @@ def _close_all() -> None:
         _leases.clear()
     for engine in engines:
         try:
-            background.run(engine.close())
+            event_loop.run(engine.close())
         except Exception:
             logger.exception("an engine did not close")
 

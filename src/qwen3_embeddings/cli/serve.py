@@ -21,10 +21,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen3_embeddings import models
+from qwen3_embeddings.engines.vllm.defaults import GIB, Device, engine_arguments, this_device
 from qwen3_embeddings.errors import ConfigurationError, MissingDependencyError
-from qwen3_embeddings.matryoshka import check_dimensions
 from qwen3_embeddings.models import MIN_DIMENSIONS
-from qwen3_embeddings.profiles import GIB, Device, engine_arguments, this_device
+from qwen3_embeddings.vectors import check_dimensions
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 STEP_TOKENS = 8192

@@ -54,6 +54,6 @@ def load_queries() -> list[Query]:
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
-    text = files("qwen3_embeddings.demo").joinpath(name).read_text(encoding="utf-8")
+    text = files("qwen3_embeddings.cli.demo").joinpath(name).read_text(encoding="utf-8")
     # Not splitlines(): a text may hold other line separators.
     return [json.loads(line) for line in text.split("\n") if line]

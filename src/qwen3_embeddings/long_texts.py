@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from qwen3_embeddings.errors import ConfigurationError
-from qwen3_embeddings.matryoshka import Vectors, normalize
+from qwen3_embeddings.vectors import Vectors, normalize
 
 Overflow = Literal["error", "truncate", "mean"]
 """``error`` refuses; ``truncate`` cuts the end of the text; ``mean`` embeds pieces of the text

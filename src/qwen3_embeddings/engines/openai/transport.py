@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from qwen3_embeddings.engines import wire
 from qwen3_embeddings.engines.base import closed_error
-from qwen3_embeddings.engines.slots import Slot
+from qwen3_embeddings.engines.openai import wire
+from qwen3_embeddings.engines.openai.limiter import Slot
 from qwen3_embeddings.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -34,7 +34,7 @@ from qwen3_embeddings.errors import (
     ServerTimeoutError,
     TextTooLongError,
 )
-from qwen3_embeddings.secret import Secret, hide_texts, shown
+from qwen3_embeddings.redaction import Secret, hide_texts, shown
 
 if TYPE_CHECKING:
     import httpx

@@ -15,9 +15,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from qwen3_embeddings import __version__, bench, serve
-from qwen3_embeddings.demo import command as demo
-from qwen3_embeddings.doctor import command as doctor
+from qwen3_embeddings import __version__
+from qwen3_embeddings.cli import bench, doctor, serve
+from qwen3_embeddings.cli.demo import command as demo
 from qwen3_embeddings.errors import Qwen3EmbeddingsError
 
 COMMANDS = (demo, doctor, serve, bench)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_embeddings.embedder import Embedder
-from qwen3_embeddings.engines.shared import KINDS
+from qwen3_embeddings.engines.registry import KINDS
 from qwen3_embeddings.errors import ConfigurationError
 from qwen3_embeddings.models import MIN_DIMENSIONS
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qwen3_embeddings import Served, __version__
-from qwen3_embeddings.demo.corpus import Passage, Query
-from qwen3_embeddings.demo.frameworks import Hit
-from qwen3_embeddings.demo.model import Choice
+from qwen3_embeddings.cli.demo.corpus import Passage, Query
+from qwen3_embeddings.cli.demo.frameworks import Hit
+from qwen3_embeddings.cli.demo.model import Choice
 
 WIDTH = 100
 LABEL = 12

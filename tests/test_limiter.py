@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from qwen3_embeddings.engines import slots as slots_module
-from qwen3_embeddings.engines.slots import ANSWERS_A_SLOT, Slot, Slots
+from qwen3_embeddings.engines.openai import limiter as slots_module
+from qwen3_embeddings.engines.openai.limiter import ANSWERS_A_SLOT, Slot, Slots
 
 QUERY, DOCUMENT = True, False
 

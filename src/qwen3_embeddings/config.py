@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Mapping
 from typing import Any
 
-from qwen3_embeddings.engines.shared import KINDS
+from qwen3_embeddings.engines.registry import KINDS
 from qwen3_embeddings.errors import ConfigurationError
 
 LEAST = {

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from qwen3_embeddings.errors import ServerResponseError
-from qwen3_embeddings.matryoshka import Vectors
+from qwen3_embeddings.vectors import Vectors
 
 FORMATS = ("bytes_only", "base64", "float")
 """Wire formats, most compact first: raw float32 rows (vLLM only), base64 in JSON, numbers in JSON.

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_embeddings import background, models
+from qwen3_embeddings import event_loop, models
 from qwen3_embeddings.engines.base import Prompt, Served, check_lengths, closed_error
 from qwen3_embeddings.errors import (
     ConfigurationError,
     MissingDependencyError,
     UnknownModelError,
 )
-from qwen3_embeddings.matryoshka import Vectors
+from qwen3_embeddings.vectors import Vectors
 
 
 class ReferenceEngine:
@@ -56,7 +56,7 @@ class ReferenceEngine:
         if self._closed:
             raise closed_error()
         if self._served is None:
-            self._encoder = await background.in_thread(self._load)
+            self._encoder = await event_loop.in_thread(self._load)
             model = models.describe(self.model)
             size = model.dimensions
             self._served = Served("reference", self.model, size, size, model.context)
@@ -65,12 +65,12 @@ class ReferenceEngine:
     async def tokenize(self, texts: list[str], urgent: bool = False) -> list[list[int]]:
         """Token ids of each text, end token included."""
         await self.start()
-        return await background.in_thread(self._token_ids, texts)
+        return await event_loop.in_thread(self._token_ids, texts)
 
     async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
         """One vector a prompt, in order."""
         await self.start()
-        vectors = await background.in_thread(self._encode_alone, prompts)
+        vectors = await event_loop.in_thread(self._encode_alone, prompts)
         return vectors if dimensions is None else vectors[:, :dimensions]
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qwen3_embeddings import background
+from qwen3_embeddings import event_loop
 
 if TYPE_CHECKING:
     from tests.conftest import RunScript
@@ -39,7 +39,7 @@ def held_loop() -> Iterator[None]:
         held.set()
         free.wait(10)
 
-    background.submit(hold())
+    event_loop.submit(hold())
     assert held.wait(10)
     try:
         yield
@@ -50,8 +50,8 @@ def held_loop() -> Iterator[None]:
 @pytest.fixture
 def wakes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What wakes the background loop from other threads."""
-    background.run(nothing())
-    loop = background._loop
+    event_loop.run(nothing())
+    loop = event_loop._loop
     assert loop is not None
     seen: list[Any] = []
     wake = loop.call_soon_threadsafe
@@ -71,9 +71,9 @@ def test_every_loop_gets_its_own_answers() -> None:
         async def ask() -> list[int]:
             got = []
             for first in range(start, start + 1000, 50):
-                waits = (background.wait(same(i)) for i in range(first, first + 50))
+                waits = (event_loop.wait(same(i)) for i in range(first, first + 50))
                 got += await asyncio.gather(*waits)
-                got.append(await background.wait(same(-first)))
+                got.append(await event_loop.wait(same(-first)))
             return got
 
         return asyncio.run(asyncio.wait_for(ask(), 60))
@@ -94,7 +94,7 @@ def test_coroutines_that_come_while_the_loop_is_busy_wake_it_once(wakes: list[An
     async def together() -> list[int]:
         with held_loop():
             wakes.clear()
-            asked = [asyncio.create_task(background.wait(same(i))) for i in range(100)]
+            asked = [asyncio.create_task(event_loop.wait(same(i))) for i in range(100)]
             await asyncio.sleep(0)
         return await asyncio.gather(*asked)
 
@@ -111,7 +111,7 @@ def test_coroutines_awaited_together_keep_their_callers_contexts() -> None:
 
     async def ask(number: int) -> int:
         caller.set(number)
-        return await background.wait(see())
+        return await event_loop.wait(see())
 
     async def together() -> list[int]:
         return await asyncio.gather(*map(ask, range(10)))
@@ -120,8 +120,8 @@ def test_coroutines_awaited_together_keep_their_callers_contexts() -> None:
 
 
 def test_an_interrupted_wake_keeps_nobody_else_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    background.run(nothing())
-    loop = background._loop
+    event_loop.run(nothing())
+    loop = event_loop._loop
     assert loop is not None
 
     def interrupted(*_: Any, **__: Any) -> None:
@@ -130,8 +130,8 @@ def test_an_interrupted_wake_keeps_nobody_else_waiting(monkeypatch: pytest.Monke
     with monkeypatch.context() as patch:
         patch.setattr(loop, "call_soon_threadsafe", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            background.run(same(1))
-    assert background.submit(same(2)).result(10) == 2
+            event_loop.run(same(1))
+    assert event_loop.submit(same(2)).result(10) == 2
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
@@ -145,11 +145,11 @@ def test_an_exit_inside_a_coroutine_ends_its_own_call_alone(error: type[BaseExce
         await asyncio.sleep(0.05)
         return 1
 
-    beside = background.submit(slow())
+    beside = event_loop.submit(slow())
     with pytest.raises(error):
-        background.submit(leave()).result(10)
+        event_loop.submit(leave()).result(10)
     assert beside.result(10) == 1
-    assert background.submit(same(2)).result(10) == 2
+    assert event_loop.submit(same(2)).result(10) == 2
 
 
 def test_a_child_forked_by_a_coroutine_exits(run_script: RunScript) -> None:
@@ -157,7 +157,7 @@ def test_a_child_forked_by_a_coroutine_exits(run_script: RunScript) -> None:
     done = run_script(
         """
         import os, sys
-        from qwen3_embeddings import background
+        from qwen3_embeddings import event_loop
 
         async def fork():
             if not (child := os.fork()):
@@ -168,8 +168,8 @@ def test_a_child_forked_by_a_coroutine_exits(run_script: RunScript) -> None:
             return value
 
         for number in range(5):
-            os.waitpid(background.run(fork()), 0)
-            assert background.submit(same(number)).result(10) == number
+            os.waitpid(event_loop.run(fork()), 0)
+            assert event_loop.submit(same(number)).result(10) == number
         """,
         seconds=60,
     )
@@ -187,7 +187,7 @@ def test_what_the_last_turn_of_a_loop_asks_for_is_done() -> None:
 
     async def last() -> None:
         await asyncio.sleep(0)
-        kept.append(loop.create_task(background.wait(close())))
+        kept.append(loop.create_task(event_loop.wait(close())))
 
     kept: list[Any] = []
     loop.run_until_complete(last())
@@ -206,7 +206,7 @@ def test_an_error_keeps_nothing_alive() -> None:
 
     async def ask() -> weakref.ref[FailedError]:
         try:
-            await background.wait(fail())
+            await event_loop.wait(fail())
         except FailedError as error:
             return weakref.ref(error)
         raise AssertionError
@@ -215,7 +215,7 @@ def test_an_error_keeps_nothing_alive() -> None:
     gc.disable()
     try:
         seen = asyncio.run(ask())
-        background.run(nothing())  # the background loop's turn with the error is over
+        event_loop.run(nothing())  # the background loop's turn with the error is over
         assert seen() is None
     finally:
         gc.enable()
@@ -226,7 +226,7 @@ def test_an_error_reaches_its_caller_alone() -> None:
         raise KeyError("mine")
 
     async def both() -> list[Any]:
-        waits = background.wait(fail()), background.wait(same(1))
+        waits = event_loop.wait(fail()), event_loop.wait(same(1))
         return await asyncio.gather(*waits, return_exceptions=True)
 
     failed, fine = asyncio.run(both())
@@ -242,8 +242,8 @@ def test_a_wait_given_up_before_it_began_begins_nothing() -> None:
 
     async def give_up() -> None:
         with held_loop(), pytest.raises(TimeoutError):
-            await asyncio.wait_for(background.wait(note()), 0.05)
-        await background.wait(nothing())
+            await asyncio.wait_for(event_loop.wait(note()), 0.05)
+        await event_loop.wait(nothing())
 
     asyncio.run(give_up())
     assert not begun
@@ -260,7 +260,7 @@ def test_a_wait_given_up_cancels_its_coroutine() -> None:
 
     async def give_up() -> None:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(background.wait(long()), 0.05)
+            await asyncio.wait_for(event_loop.wait(long()), 0.05)
 
     asyncio.run(give_up())
     assert ended.wait(10)
@@ -272,6 +272,6 @@ def test_a_coroutine_cancelled_there_cancels_the_wait() -> None:
 
     async def ask() -> None:
         with pytest.raises(asyncio.CancelledError):
-            await background.wait(cancelled())
+            await event_loop.wait(cancelled())
 
     asyncio.run(ask())

@@ -9,12 +9,12 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from qwen3_embeddings import Embedder, Served
-from qwen3_embeddings.demo import model, report
-from qwen3_embeddings.demo.corpus import Passage, Query, load_passages, load_queries
-from qwen3_embeddings.demo.frameworks import FRAMEWORKS, Framework, check_installed
-from qwen3_embeddings.engines.shared import KINDS
-from qwen3_embeddings.matryoshka import check_dimensions
+from qwen3_embeddings.cli.demo import model, report
+from qwen3_embeddings.cli.demo.corpus import Passage, Query, load_passages, load_queries
+from qwen3_embeddings.cli.demo.frameworks import FRAMEWORKS, Framework, check_installed
+from qwen3_embeddings.engines.registry import KINDS
 from qwen3_embeddings.models import MIN_DIMENSIONS
+from qwen3_embeddings.vectors import check_dimensions
 
 HITS = 3
 """Passages shown for each query."""

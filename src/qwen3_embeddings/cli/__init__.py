@@ -1,0 +1,1 @@
+"""The command line: ``qwen3-embeddings COMMAND``."""
