@@ -25,7 +25,7 @@ from qwen3_embeddings import Embedder, Finding, Report
 from qwen3_embeddings.cli.main import main
 from qwen3_embeddings.doctor import checks
 from qwen3_embeddings.doctor.runner import CHECKS
-from qwen3_embeddings.engines.base import Engine, Prompt
+from qwen3_embeddings.engines.base import Engine, Prompt, Usage
 from qwen3_embeddings.engines.openai.client import ServerEngine
 from qwen3_embeddings.engines.sentence_transformers import ReferenceEngine
 from qwen3_embeddings.errors import TextRefusedError, TextTooLongError
@@ -239,7 +239,13 @@ class Altering(ReferenceEngine):
         super().__init__(model, dtype="float32")
         self.text, self.cut, self.row = text, cut, row
 
-    async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
+    async def embed(
+        self,
+        prompts: list[Prompt],
+        dimensions: int | None,
+        urgent: bool,
+        usage: Usage | None = None,
+    ) -> Vectors:
         texts = [self.text(prompt) for prompt in prompts if isinstance(prompt, str)]
         if len(texts) < len(prompts):
             return self.row(await super().embed(prompts, dimensions, urgent))
@@ -283,7 +289,13 @@ async def test_a_server_that_cuts_inside_its_context(cut: slice, checkpoint: str
 class Refusing(ReferenceEngine):
     """The reference, refusing what is longer than 64 characters."""
 
-    async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
+    async def embed(
+        self,
+        prompts: list[Prompt],
+        dimensions: int | None,
+        urgent: bool,
+        usage: Usage | None = None,
+    ) -> Vectors:
         if any(len(prompt) > 64 for prompt in prompts):
             raise TextTooLongError("over 64.")
         return await super().embed(prompts, dimensions, urgent)
@@ -299,7 +311,13 @@ async def test_a_server_that_refuses_what_it_promises(checkpoint: str) -> None:
 class TextsOnly(ReferenceEngine):
     """The reference, refusing token ids as infinity-emb does."""
 
-    async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
+    async def embed(
+        self,
+        prompts: list[Prompt],
+        dimensions: int | None,
+        urgent: bool,
+        usage: Usage | None = None,
+    ) -> Vectors:
         if any(not isinstance(prompt, str) for prompt in prompts):
             raise TextRefusedError("no ids.")
         return await super().embed(prompts, dimensions, urgent)

@@ -37,6 +37,35 @@ class Served:
     strips: bool = False
 
 
+@dataclass
+class Usage:
+    """Running totals of what was embedded.
+
+    Attributes:
+        texts: number of prompts embedded.
+        tokens: number of tokens in them, end tokens included.
+        uncounted: number of those prompts whose tokens the engine did not report. They are not in
+            `tokens`.
+    """
+
+    texts: int = 0
+    tokens: int = 0
+    uncounted: int = 0
+
+    def add(self, texts: int, tokens: int | None) -> None:
+        """Add prompts and their tokens.
+
+        Args:
+            texts: number of prompts.
+            tokens: number of tokens in all of them together, or None when it is not known.
+        """
+        self.texts += texts
+        if tokens is None:
+            self.uncounted += texts
+        else:
+            self.tokens += tokens
+
+
 class Engine(Protocol):
     """Turns prompts into vectors. All methods run on the background loop.
 
@@ -56,11 +85,18 @@ class Engine(Protocol):
     async def tokenize(self, texts: list[str], urgent: bool = False) -> list[list[int]]:
         """Token ids of each text, the end token included, whatever their number."""
 
-    async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
+    async def embed(
+        self,
+        prompts: list[Prompt],
+        dimensions: int | None,
+        urgent: bool,
+        usage: Usage | None = None,
+    ) -> Vectors:
         """One vector a prompt, in order, float32 (n, dimensions), not necessarily of unit length.
 
         `urgent` prompts (queries) pass others in the queue. Errors about a prompt are
-        `TextError`s whose positions count within `prompts`.
+        `TextError`s whose positions count within `prompts`. The engine adds the prompts that it
+        embedded to `usage`.
         """
 
     async def close(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qwen3_embeddings import event_loop, models
-from qwen3_embeddings.engines.base import Prompt, Served, check_lengths, closed_error
+from qwen3_embeddings.engines.base import Prompt, Served, Usage, check_lengths, closed_error
 from qwen3_embeddings.errors import (
     ConfigurationError,
     MissingDependencyError,
@@ -67,7 +67,13 @@ class ReferenceEngine:
         await self.start()
         return await event_loop.in_thread(self._token_ids, texts)
 
-    async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
+    async def embed(
+        self,
+        prompts: list[Prompt],
+        dimensions: int | None,
+        urgent: bool,
+        usage: Usage | None = None,
+    ) -> Vectors:
         """One vector a prompt, in order."""
         await self.start()
         vectors = await event_loop.in_thread(self._encode_alone, prompts)

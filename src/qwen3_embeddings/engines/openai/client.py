@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from qwen3_embeddings import event_loop, models
-from qwen3_embeddings.engines.base import Prompt, Served, closed_error
+from qwen3_embeddings.engines.base import Prompt, Served, Usage, closed_error
 from qwen3_embeddings.engines.openai import wire
 from qwen3_embeddings.engines.openai.limiter import Slot, Slots
 from qwen3_embeddings.engines.openai.transport import SIZE_REFUSED, Connection
@@ -168,7 +168,13 @@ class ServerEngine:
 
         return await self._until_closed(self._spawn(every()))
 
-    async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
+    async def embed(
+        self,
+        prompts: list[Prompt],
+        dimensions: int | None,
+        urgent: bool,
+        usage: Usage | None = None,
+    ) -> Vectors:
         """One vector a prompt, in order."""
         served = await self.start()
         if dimensions == served.dimensions:

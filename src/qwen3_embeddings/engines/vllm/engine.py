@@ -34,6 +34,7 @@ from qwen3_embeddings.engines.base import (
     MIXED_SECONDS,
     Prompt,
     Served,
+    Usage,
     check_lengths,
     closed_error,
 )
@@ -148,7 +149,13 @@ class VLLMEngine:
         await self.start()
         return await event_loop.in_thread(thread.tokenize, texts)
 
-    async def embed(self, prompts: list[Prompt], dimensions: int | None, urgent: bool) -> Vectors:
+    async def embed(
+        self,
+        prompts: list[Prompt],
+        dimensions: int | None,
+        urgent: bool,
+        usage: Usage | None = None,
+    ) -> Vectors:
         """One vector a prompt, in order; cancelling drops the prompts from the engine."""
         thread = self._running()
         served = await self.start()
