@@ -11,12 +11,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from conftest import running_server
@@ -107,6 +111,105 @@ def wrong_server(
         *("--pooler-config", '{"use_activation": false}'),
     ) as running:
         yield running
+
+
+# A server of this process over loopback, for faults that a real one does not produce on demand.
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that a `FaultyServer` received."""
+
+    method: str
+    path: str
+    headers: Message
+    body: dict[str, Any]
+
+
+class FaultyServer:
+    """An OpenAI-compatible server on a loopback port whose answers a test replaces.
+
+    `respond` is called with every request. It returns a status and a body (bytes, or what becomes
+    JSON), or None to close the connection without an answer. `embed` is a right answer.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.respond: Callable[[Request], tuple[int, Any] | None] = self.answer
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                parsed = json.loads(body) if body else {}
+                request = Request(self.command, self.path, self.headers, parsed)
+                outer.requests.append(request)
+                answer = outer.respond(request)
+                if answer is None:
+                    self.close_connection = True
+                    return
+                status, content = answer
+                raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(raw)))
+                self.end_headers()
+                self.wfile.write(raw)
+
+            do_POST = do_GET  # noqa: N815
+
+            def log_message(self, *_: Any) -> None:
+                """Write nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_port
+        self.base_url = f"http://127.0.0.1:{self.port}/v1"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def answer(self, request: Request) -> tuple[int, Any]:
+        """Answer the routes of such a server."""
+        if request.path.startswith("/v1/models"):
+            return 200, {"data": [{"id": "faulty", "max_model_len": 512}]}
+        if request.path.startswith("/v1/embeddings"):
+            return 200, self.embed(request.body)
+        return 404, {"error": {"message": "no such route"}}
+
+    @staticmethod
+    def vector(text: str) -> list[float]:
+        """Return the vector of a text, 32 dimensions."""
+        row = np.random.default_rng(list(text.encode()) or [0]).standard_normal(32)
+        return [float(x) for x in (row / np.linalg.norm(row)).astype(np.float32)]
+
+    def embed(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to an embeddings request."""
+        rows = [self.vector(str(text)) for text in body["input"]]
+        tokens = sum(len(str(text)) + 1 for text in body["input"])
+        return {
+            "data": [{"index": i, "embedding": row} for i, row in enumerate(rows)],
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
+
+    @property
+    def inputs(self) -> list[list[str]]:
+        """The texts of each embeddings request."""
+        return [r.body["input"] for r in self.requests if r.path.startswith("/v1/embeddings")]
+
+    def stop(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def faulty() -> Iterator[FaultyServer]:
+    """A server whose faults the test chooses."""
+    server = FaultyServer()
+    yield server
+    server.stop()
 
 
 # What is done to a process is done to one of its own.

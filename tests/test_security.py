@@ -30,7 +30,8 @@ from qwen3_embeddings import (
     Qwen3EmbeddingsError,
     UnknownModelError,
 )
-from qwen3_embeddings.engines.openai import transport, wire
+from qwen3_embeddings.engines.openai import failures, wire
+from qwen3_embeddings.redaction import hide_texts
 
 if TYPE_CHECKING:
     from conftest import RunningServer
@@ -212,10 +213,10 @@ def test_vllm_logs_errors_only(checkpoint: str) -> None:
 def test_quoted_texts_are_taken_out() -> None:
     text = "The quick brown fox\njumps over the lazy dog."
     for said in (f"bad input {text!r}!", f"bad input {json.dumps(text)}!", f"bad {text[5:25]}!"):
-        assert "quick brown" not in transport.hide_texts(said, [text])
-        assert "…" in transport.hide_texts(said, [text])
-    assert transport.hide_texts("bad: sardines", ["sardines"]) == "bad: …", "a whole text of 8"
-    assert transport.hide_texts("bad: herring", ["herring"]) == "bad: herring", "a shorter one"
+        assert "quick brown" not in hide_texts(said, [text])
+        assert "…" in hide_texts(said, [text])
+    assert hide_texts("bad: sardines", ["sardines"]) == "bad: …", "a whole text of 8"
+    assert hide_texts("bad: herring", ["herring"]) == "bad: herring", "a shorter one"
 
 
 def test_pickled_weights_are_not_read_beside_safetensors(checkpoint: str, tmp_path: Path) -> None:
@@ -370,7 +371,8 @@ def answer_of(read: Callable[..., Any], *arguments: Any) -> Any:
 def test_any_bytes_are_vectors_or_a_typed_error(body: bytes, kind: str, rows: int) -> None:
     answer = answer_of(wire.read, body, kind, rows)
     if answer is not None:
-        form, vectors = answer
+        form, vectors, tokens = answer
+        assert tokens is None or tokens > 0
         assert form in wire.FORMATS
         assert (vectors.dtype, vectors.ndim, vectors.shape[0]) == (np.float32, 2, rows)
         assert vectors.shape[1] > 0
@@ -384,7 +386,7 @@ def test_any_bytes_are_models_tokens_and_a_message_or_a_typed_error(body: bytes)
     assert all(type(token) is int for token in answer_of(wire.read_tokens, body) or [])
     major, minor = wire.read_version(body)
     assert type(major) is type(minor) is int
-    said = transport._message(httpx.Response(400, content=body))
+    said = failures.message_of(body)
     said.encode()
     assert len(said) <= 500
 

@@ -135,7 +135,10 @@ class TextTooLongError(TextError, ValueError):
 
 
 class TextRefusedError(TextError, ValueError):
-    """The server refuses a text for another reason than its length, and embeds others."""
+    """The server refuses a text, or fails on it, although it embeds others.
+
+    A text that is too long raises `TextTooLongError` instead.
+    """
 
 
 class InvalidVectorError(TextError, ValueError):
@@ -197,7 +200,13 @@ class ServerError(EngineError):
 
 
 class ServerConnectionError(ServerError, ConnectionError):
-    """No server answers at `base_url`, or the connection broke more often than retries allow."""
+    """No server answers at `base_url`, or the connection broke more often than retries allow.
+
+    Attributes:
+        down: whether the server may be restarting.
+    """
+
+    down = False
 
 
 class ServerTimeoutError(ServerError, TimeoutError):

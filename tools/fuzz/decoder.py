@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import sys
-from types import SimpleNamespace
 
 import atheris
 
@@ -22,7 +21,7 @@ with atheris.instrument_imports(include=["qwen3_embeddings.engines", "json"]):
 
     import numpy as np
 
-    from qwen3_embeddings.engines.openai import transport, wire
+    from qwen3_embeddings.engines.openai import failures, wire
     from qwen3_embeddings.errors import ServerResponseError
 
 KINDS = ("application/octet-stream", "application/json")
@@ -30,7 +29,8 @@ KINDS = ("application/octet-stream", "application/json")
 
 def read_vectors(body: bytes, rows: int, content_type: str) -> None:
     """An embeddings response."""
-    form, vectors = wire.read(body, content_type, rows)
+    form, vectors, tokens = wire.read(body, content_type, rows)
+    assert tokens is None or tokens > 0
     assert form in wire.FORMATS
     assert vectors.dtype == np.float32
     assert vectors.ndim == 2
@@ -54,12 +54,27 @@ def read_tokens(body: bytes) -> None:
 
 def read_message(body: bytes) -> None:
     """What an error says, in a form that can be printed."""
-    said = transport._message(SimpleNamespace(content=body, json=lambda: json.loads(body)))  # type: ignore[arg-type]
+    status = wire.read_error(body)
+    assert status is None or 400 <= status < 600
+    said = failures.message_of(body)
     assert len(said) <= 500
     said.encode()
 
 
-NAMES = ["data", "index", "embedding", "id", "root", "tokens", "error", "message", "detail"]
+NAMES = [
+    "usage",
+    "prompt_tokens",
+    "code",
+    "data",
+    "index",
+    "embedding",
+    "id",
+    "root",
+    "tokens",
+    "error",
+    "message",
+    "detail",
+]
 
 
 def grow(source: atheris.FuzzedDataProvider, depth: int = 0) -> object:

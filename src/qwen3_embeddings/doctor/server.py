@@ -25,7 +25,7 @@ async def wire_formats(subject: Subject) -> Finding:
         except ServerRefusedError:
             continue
         kind = answer.headers.get("content-type", "")
-        form, rows = wire.read(answer.content, kind, 4)
+        form, rows, _ = wire.read(answer.content, kind, 4)
         spoken.setdefault(form, rows)
         first = next(iter(spoken.values()))
         if rows.shape != first.shape or distance(rows, first) > IDENTICAL:

@@ -1,7 +1,7 @@
-"""Bodies on the wire of ``/v1/embeddings``: what to ask for, and reading the answer.
+"""Request fields and response bodies of ``/v1/embeddings``, ``/models`` and ``/tokenize``.
 
-Every reader takes a whole batch at once and checks its shape; bytes that are not an embeddings
-response raise `ServerResponseError`, whatever they are.
+Every reader checks the shape of a whole response. Bytes that are not such a response raise
+`ServerResponseError`, whatever they are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import binascii
 import json
 import re
 import reprlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,35 +19,54 @@ from qwen3_embeddings.errors import ServerResponseError
 from qwen3_embeddings.vectors import Vectors
 
 FORMATS = ("bytes_only", "base64", "float")
-"""Wire formats, most compact first: raw float32 rows (vLLM only), base64 in JSON, numbers in JSON.
+"""Wire formats, most compact first: raw float32 rows, base64 in JSON, numbers in JSON.
 
-vLLM's fourth, ``bytes``, puts its metadata into a response header that outgrows what HTTP clients
-accept."""
+vLLM's fourth format, ``bytes``, puts its metadata into a response header that exceeds the header
+limits of HTTP clients."""
+VLLM_FORMATS = frozenset({"bytes_only"})
+"""Formats that only vLLM implements. A server that speaks one also understands ``priority``."""
+_SMALL = 65536  # bytes; an answer with vectors is not searched for an error
+_BUSY = re.compile(
+    r"overload|unavailable|try again|temporar|exhausted|at capacity|busy|tim(ed?|e) ?out|loading",
+    re.IGNORECASE,
+)
+_RATE = re.compile(r"rate.?limit|too many requests", re.IGNORECASE)
+
+
+class Embeddings(NamedTuple):
+    """The contents of an embeddings response.
+
+    Attributes:
+        form: the format it came in, one of `FORMATS`.
+        vectors: float32 array (rows, d).
+        tokens: number of tokens in all texts together; None when the server does not report it.
+    """
+
+    form: str
+    vectors: Vectors
+    tokens: int | None
 
 
 def ask(form: str) -> dict[str, str]:
-    """The fields that ask a server for `form`, in float32."""
+    """Return the request fields that ask for the format `form`, in float32."""
     if form == "bytes_only":
         return {"encoding_format": form, "embed_dtype": "float32", "endianness": "little"}
     return {"encoding_format": form}
 
 
-def read(body: bytes, content_type: str, rows: int) -> tuple[str, Vectors]:
-    """The format a response came in, and its vectors.
+def read(body: bytes, content_type: str, rows: int) -> Embeddings:
+    """Read an embeddings response.
 
     Args:
         body: response body.
         content_type: its ``Content-Type`` header.
         rows: number of texts in the request.
 
-    Returns:
-        One of `FORMATS`, and a float32 array (rows, d).
-
     Raises:
-        ServerResponseError: not an embeddings response for `rows` texts.
+        ServerResponseError: `body` is not an embeddings response for `rows` texts.
     """
     if content_type.startswith("application/octet-stream"):
-        return "bytes_only", _read_bytes(body, rows)
+        return Embeddings("bytes_only", _read_bytes(body, rows), None)
     return _read_json(body, rows)
 
 
@@ -60,12 +79,13 @@ def _read_bytes(body: bytes, rows: int) -> Vectors:
     return np.frombuffer(body, dtype="<f4").reshape(rows, -1)
 
 
-def _read_json(body: bytes, rows: int) -> tuple[str, Vectors]:
+def _read_json(body: bytes, rows: int) -> Embeddings:
+    answer = parse(body)
     try:
-        data = _parse(body)["data"]
-        order = [item["index"] for item in data]
+        data = answer["data"]
         cells = [item["embedding"] for item in data]
-    except (TypeError, KeyError):
+        order = _order([item.get("index") for item in data])
+    except (TypeError, KeyError, AttributeError):
         raise ServerResponseError(
             f"the answer is not an embeddings response: {_kind(body)}. Check that base_url "
             "is the server's OpenAI-compatible root, usually ending in /v1."
@@ -78,9 +98,61 @@ def _read_json(body: bytes, rows: int) -> tuple[str, Vectors]:
     by_index: list[Any] = [None] * rows
     for index, cell in zip(order, cells, strict=True):
         by_index[index] = cell
+    tokens = _tokens(answer)
     if all(isinstance(cell, str) for cell in by_index):
-        return "base64", _read_base64(by_index, rows)
-    return "float", _read_floats(by_index)
+        return Embeddings("base64", _read_base64(by_index, rows), tokens)
+    return Embeddings("float", _read_floats(by_index), tokens)
+
+
+def _order(indices: list[Any]) -> list[Any]:
+    """Fill in missing indices where there is no doubt.
+
+    Without any index the vectors are in the order of the texts. A single missing index is 0:
+    servers that write protobuf as JSON (Gemini's) omit it.
+    """
+    if all(index is None for index in indices):
+        return list(range(len(indices)))
+    if indices.count(None) == 1:
+        return [0 if index is None else index for index in indices]
+    return indices
+
+
+def _tokens(answer: dict[str, Any]) -> int | None:
+    """Return the number of tokens that an answer reports; 0 counts as not reported."""
+    usage = answer.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    for name in ("prompt_tokens", "total_tokens"):
+        if type(usage.get(name)) is int and usage[name] > 0:
+            tokens: int = usage[name]
+            return tokens
+    return None
+
+
+def read_error(body: bytes) -> int | None:
+    """Return the status that the error in the body of a 200 response stands for.
+
+    Some gateways answer 200 with ``{"error": …}``. The error's own code decides. Without a code
+    its words do: 429 or 503 if the request may succeed later, else 400.
+
+    Returns:
+        A status from 400 to 599, or None if the body is not an error.
+    """
+    if len(body) > _SMALL or b'"error"' not in body:
+        return None
+    answer = parse(body)
+    if not isinstance(answer, dict) or not answer.get("error") or answer.get("data"):
+        return None
+    error = answer["error"]
+    for holder in (error, answer):
+        for name in ("code", "status") if isinstance(holder, dict) else ():
+            said = str(holder.get(name))[:4]
+            if re.fullmatch(r"[45]\d\d", said, re.ASCII):
+                return int(said)
+    words = json.dumps(error)
+    if _RATE.search(words):
+        return 429
+    return 503 if _BUSY.search(words) else 400
 
 
 def _read_base64(cells: list[str], rows: int) -> Vectors:
@@ -106,25 +178,25 @@ def _read_floats(cells: list[Any]) -> Vectors:
         ) from None  # which may quote what it could not read
     if vectors.ndim != 2 or not vectors.shape[1]:
         raise ServerResponseError(
-            f"the answer has shape {vectors.shape} instead of one vector a text: the server pools "
-            "nothing, or by another rule. Start it with --runner pooling --convert embed."
+            f"the answer has shape {vectors.shape} instead of one vector per text: the server does "
+            "not pool, or pools by another rule. Start it with --runner pooling --convert embed."
         )
     return vectors
 
 
 def read_models(body: bytes) -> list[dict[str, Any]]:
-    """The rows of a ``/models`` answer, each with an ``id`` and perhaps a ``root``.
+    """Return the rows of a ``/models`` answer, each with an ``id`` and perhaps a ``root``.
 
     Raises:
-        ServerResponseError: not a list of models.
+        ServerResponseError: the answer is not a list of models.
     """
     try:
-        rows: list[dict[str, Any]] = _parse(body)["data"]
+        rows: list[dict[str, Any]] = parse(body)["data"]
         if not isinstance(rows, list):
-            raise TypeError("no list")
+            raise TypeError("not a list")
         for row in rows:
             for name in (row["id"], row.get("root") or ""):
-                name.encode()  # a name, and one that can be sent
+                name.encode()  # a string without lone surrogates
     except (TypeError, KeyError, AttributeError, UnicodeEncodeError):
         raise ServerResponseError(
             f"/models does not answer a list of models: {_kind(body)}. Check that base_url is "
@@ -134,13 +206,13 @@ def read_models(body: bytes) -> list[dict[str, Any]]:
 
 
 def read_tokens(body: bytes) -> list[int]:
-    """The token ids of a ``/tokenize`` answer, at least the end token.
+    """Return the token ids of a ``/tokenize`` answer, at least the end token.
 
     Raises:
-        ServerResponseError: no token ids.
+        ServerResponseError: the answer holds no token ids.
     """
     try:
-        ids: list[int] = _parse(body)["tokens"]
+        ids: list[int] = parse(body)["tokens"]
         if not ids or not isinstance(ids, list) or not all(type(token) is int for token in ids):
             raise TypeError("no integers")
     except (TypeError, KeyError):
@@ -151,15 +223,15 @@ def read_tokens(body: bytes) -> list[int]:
 
 
 def read_version(body: bytes) -> tuple[int, int]:
-    """The first two numbers of a ``/version`` answer; (0, 0) of any other answer."""
-    value = _parse(body)
+    """Return the first two numbers of a ``/version`` answer, or (0, 0) of any other answer."""
+    value = parse(body)
     said = value.get("version") if isinstance(value, dict) else None
     numbers = re.match(r"(\d{1,9})\.(\d{1,9})", said) if isinstance(said, str) else None
     return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 
-def _parse(body: bytes) -> Any:
-    """The JSON value, or None: the parser's own error would keep the body."""
+def parse(body: bytes) -> Any:
+    """Return the JSON value, or None. The parser's own error would hold the body."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
@@ -167,8 +239,8 @@ def _parse(body: bytes) -> Any:
 
 
 def _kind(body: bytes) -> str:
-    """What a body is, too little of it to quote a text."""
-    value = _parse(body)
+    """Describe a body without quoting a text."""
+    value = parse(body)
     if value is None:
         return f"{len(body)} bytes that begin with {excerpt(body)[:16]!r}"
     if isinstance(value, dict):
@@ -177,5 +249,5 @@ def _kind(body: bytes) -> str:
 
 
 def excerpt(body: bytes) -> str:
-    """The beginning of a body, for an error message."""
+    """Return the beginning of a body, for an error message."""
     return body[:200].decode("utf-8", "replace")
