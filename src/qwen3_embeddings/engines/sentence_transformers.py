@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_embeddings import event_loop, models
+from qwen3_embeddings import checkpoint, event_loop, models
 from qwen3_embeddings.engines.base import (
     Prompt,
     Served,
@@ -23,9 +23,11 @@ from qwen3_embeddings.engines.base import (
 )
 from qwen3_embeddings.errors import (
     ConfigurationError,
+    EngineStartError,
     MissingDependencyError,
     UnknownModelError,
 )
+from qwen3_embeddings.tokenizer import load_tokenizer
 from qwen3_embeddings.vectors import Vectors
 
 _INSTALL = (
@@ -105,6 +107,8 @@ class ReferenceEngine:
                 f"sentence-transformers cannot be imported ({error}). {_INSTALL}"
             ) from error
         model = models.describe(self.model)
+        checkpoint.check_weights(self.model)
+        load_tokenizer(self.model, self.engine_kwargs.get("revision"))
         keywords = dict(self.engine_kwargs)
         dtype = model.precision(self.dtype)
         keywords["model_kwargs"] = {"dtype": dtype} | keywords.get("model_kwargs", {})
@@ -118,6 +122,15 @@ class ReferenceEngine:
             raise UnknownModelError(
                 f"sentence-transformers cannot load {self.model!r} ({error}). Pass a hub id that "
                 "can be reached from here, or the path of a complete checkpoint."
+            ) from error
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"sentence-transformers needs another package to load {self.model!r} ({error})."
+            ) from error
+        except Exception as error:
+            raise EngineStartError(
+                f"sentence-transformers could not load {self.model!r} ({type(error).__name__}: "
+                f"{error}). Check that the checkpoint is complete."
             ) from error
         encoder.max_seq_length = model.context  # it would truncate without a warning
         size = model.dimensions

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from qwen3_embeddings import event_loop, models
+from qwen3_embeddings import checkpoint, event_loop, models
 from qwen3_embeddings.engines.base import (
     MIXED_SECONDS,
     Prompt,
@@ -49,6 +49,7 @@ from qwen3_embeddings.errors import (
     MissingDependencyError,
     UnknownModelError,
 )
+from qwen3_embeddings.tokenizer import load_tokenizer
 from qwen3_embeddings.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -433,6 +434,8 @@ def _forget_frames(error: BaseException) -> None:
 def _said(error: BaseException) -> str:
     """The type and message of an error; of one that cannot be printed, the type."""
     try:
+        if details := getattr(error, "errors", None):  # pydantic's; its text dumps the arguments
+            return "; ".join(str(detail["msg"]) for detail in details())
         return f"{type(error).__name__}: {error}"
     except Exception:
         return type(error).__name__
@@ -461,7 +464,8 @@ def _build(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Any, _
     except ImportError as error:
         raise MissingDependencyError(f"vLLM cannot be imported ({error}). {_INSTALL}") from error
     model = models.describe(name)
-    tokenizer = _load_tokenizer(name, engine_kwargs)
+    checkpoint.check_weights(name)
+    tokenizer = _tokenizer(name, engine_kwargs)
     chosen = defaults.engine_arguments(model, dtype, defaults.this_device())
     try:
         engine_args = EngineArgs(model=name, **{"use_tqdm_on_load": False} | chosen | engine_kwargs)
@@ -551,31 +555,9 @@ def _random_states() -> Iterator[None]:
         torch.set_rng_state(tensor)
 
 
-def _load_tokenizer(name: str, engine_kwargs: dict[str, Any]) -> Tokenizer:
-    """The checkpoint's own fast tokenizer, proven to append the end token."""
-    from transformers import AutoTokenizer
-
-    source = engine_kwargs.get("tokenizer") or name
+def _tokenizer(name: str, engine_kwargs: dict[str, Any]) -> Tokenizer:
     revision = engine_kwargs.get("tokenizer_revision") or engine_kwargs.get("revision")
-    # Told no, transformers refuses code in the checkpoint; told nothing, it asks on the terminal.
-    options = {"revision": revision or "main", "trust_remote_code": False}
-    try:
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(source, **options).backend_tokenizer
-    except (OSError, ValueError, AttributeError) as error:
-        raise UnknownModelError(
-            f"no fast tokenizer for {name!r} ({error}). Pass the path of a complete checkpoint "
-            "(with tokenizer.json), or a hub id that can be reached from here."
-        ) from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    ids = tokenizer.encode("a").ids
-    if ids[-1] != tokenizer.token_to_id(models.END_TOKEN):
-        raise UnknownModelError(
-            f"the tokenizer of {name!r} does not append {models.END_TOKEN}, on which the "
-            "embedding is read: every vector would be wrong. Restore the post-processor of the "
-            "published tokenizer.json."
-        )
-    return tokenizer
+    return load_tokenizer(engine_kwargs.get("tokenizer") or name, revision)
 
 
 def _start_error(
@@ -590,16 +572,18 @@ def _start_error(
         return defaults.engine_arguments(model, dtype, device) | engine_kwargs
 
     said = _said(error)
-    advice = None
+    advice = plain = None
     try:
         _forget_frames(error)
         with _turn:
             _free_memory()
+        plain = oom.plain(said)
         advice = oom.way_out(said, asked_for)
     except Exception:  # the first error is the one to report
         logger.exception("no advice on how to start the vLLM engine")
     advice = advice or "Check that the checkpoint is complete, and what engine_kwargs asks for."
-    wrapped = EngineStartError(f"vLLM could not start with {name!r} ({said}). {advice}")
+    reason = f": {plain}" if plain else f" ({said}). {advice}"
+    wrapped = EngineStartError(f"vLLM could not start with {name!r}{reason}")
     wrapped.__cause__ = error
     return wrapped
 
