@@ -22,6 +22,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from qwen3_embeddings.errors import EngineStartError
+
 T = TypeVar("T")
 
 
@@ -105,7 +107,11 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
 def _send(coroutine: Coroutine[Any, Any, T], future: Future[T]) -> None:
     """Have a coroutine started for a future, in the caller's context."""
     global _wake
-    loop = _running_loop()
+    try:
+        loop = _running_loop()
+    except BaseException:
+        coroutine.close()
+        raise
     _coming.append((coroutine, future, contextvars.copy_context()))
     if _wake.heard:
         wake = _Wake()
@@ -179,9 +185,28 @@ def _running_loop() -> asyncio.AbstractEventLoop:
         if _loop is None:
             loop = asyncio.new_event_loop()
             name = "qwen3-embeddings"
-            threading.Thread(target=_run, args=(loop,), name=name, daemon=True).start()
+            try:
+                start_thread(threading.Thread(target=_run, args=(loop,), name=name, daemon=True))
+            except EngineStartError:
+                loop.close()
+                raise
             _loop = loop  # not before the thread runs: without it every call would wait for ever
         return _loop
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread, or say why there is none.
+
+    Raises:
+        EngineStartError: the system allows no more threads.
+    """
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise EngineStartError(
+            f"this process cannot start the thread {thread.name!r} ({error}). The system allows "
+            "no more: raise its limit (ulimit -u, or the container's limit of processes)."
+        ) from error
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

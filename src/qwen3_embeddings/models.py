@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from qwen3_embeddings.errors import UnknownModelError
+from qwen3_embeddings import checkpoint
+from qwen3_embeddings.errors import ConfigurationError, UnknownModelError
 
 MIN_DIMENSIONS = 32
 """Smallest Matryoshka size the family was trained for (model cards: 32 to native)."""
@@ -24,6 +24,12 @@ MIN_DIMENSIONS = 32
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 END_TOKEN = "<|endoftext|>"
 """The token the tokenizer itself appends and whose hidden state is the embedding."""
+
+SIXTEEN_BIT = frozenset(
+    {"awq", "gptq", "fp8", "compressed-tensors", "auto-round", "modelopt", "fbgemm_fp8"}
+)
+"""Quantization methods that vLLM runs with 16-bit activations only (`get_supported_act_dtypes` of
+vllm/model_executor/layers/quantization)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Model:
         dimensions: native embedding size, the largest of the Matryoshka range.
         context: longest input in tokens, end token included.
         stored: precision of the weights in the checkpoint.
+        quantization: method the weights are quantized with, as config.json names it.
     """
 
     name: str
@@ -53,12 +60,24 @@ class Model:
     dimensions: int
     context: int
     stored: str = "bfloat16"
+    quantization: str | None = None
 
     def precision(self, dtype: str) -> str:
-        """The precision to run in: `dtype`, or for "auto" the stored one, but never float16.
+        """Return the precision to run in: `dtype`, or for "auto" the stored one.
 
-        Some texts overflow float16 to NaN (the 8B on texts that start with "import").
+        Never float16: some texts overflow it to NaN (the 8B on texts that start with "import").
+
+        Raises:
+            ConfigurationError: the weights are quantized for 16-bit kernels, and `dtype` is
+                "float32".
         """
+        if self.quantization in SIXTEEN_BIT:
+            if dtype == "float32":
+                raise ConfigurationError(
+                    f"{self.name!r} is quantized with {self.quantization}, whose kernels compute "
+                    "in 16 bits. Leave dtype out, or use a checkpoint that is not quantized."
+                )
+            return "bfloat16"
         chosen = self.stored if dtype == "auto" else dtype
         return "float32" if chosen == "float16" else chosen
 
@@ -101,12 +120,12 @@ def describe(name: str) -> Model:
     """
     if name in MODELS:
         return MODELS[name]
-    return from_config(name, _read_config(name))
+    return from_config(name, checkpoint.read_json(name, "config.json"))
 
 
 def known_shape(name: str) -> Model | None:
     """`describe`, as far as this machine can tell: the hub is not asked."""
-    if name in MODELS or Path(name).is_dir():
+    if name in MODELS or checkpoint.local_folder(name):
         with contextlib.suppress(UnknownModelError):
             return describe(name)
     return None
@@ -137,8 +156,9 @@ def from_config(name: str, config: Mapping[str, Any]) -> Model:
             dimensions=config["hidden_size"],
             context=min(config["max_position_embeddings"], 32768),
             stored=config.get("dtype") or config.get("torch_dtype") or "bfloat16",
+            quantization=(config.get("quantization_config") or {}).get("quant_method"),
         )
-    except (KeyError, TypeError, ArithmeticError) as error:
+    except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise UnknownModelError(
             f"config.json of {name!r} has no usable {error}. Download it again."
         ) from error
@@ -150,8 +170,8 @@ def weights_digest(name: str) -> str:
     Of a safetensors file the header and the first bytes of every tensor are read: another
     fine-tune differs there, and gigabytes take milliseconds.
     """
-    folder = Path(name)
-    if name in MODELS or not folder.is_dir():
+    folder = None if name in MODELS else checkpoint.local_folder(name)
+    if folder is None:
         return name
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
@@ -163,47 +183,13 @@ def weights_digest(name: str) -> str:
 
 
 def _telling_parts(path: Path) -> Iterator[bytes]:
-    """A small file whole; of safetensors the header and 512 bytes a tensor.
-
-    Format: eight bytes of header length, little endian, the JSON header, the data
-    (https://github.com/huggingface/safetensors, README).
-    """
+    """Yield a small file whole; of a safetensors file the header and 512 bytes per tensor."""
     if path.suffix != ".safetensors":
         yield path.read_bytes()
         return
+    header, starts = checkpoint.safetensors_header(path)
+    yield header
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length)
-        yield header
-        for name, tensor in json.loads(header).items():
-            if name != "__metadata__":
-                file.seek(8 + length + tensor["data_offsets"][0])
-                yield file.read(512)
-
-
-def _read_config(name: str) -> dict[str, Any]:
-    folder = Path(name)
-    try:
-        path = folder / "config.json" if folder.is_dir() else _download_config(name)
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UnknownModelError(
-            f"model {name!r} is neither one of {', '.join(MODELS)}, nor a folder with a "
-            f"config.json, nor a hub id that can be reached from here ({error}). Check the "
-            "spelling, or pass the path of a downloaded checkpoint."
-        ) from error
-    if not isinstance(config, dict):
-        raise UnknownModelError(f"config.json of {name!r} is not a JSON object. Download it again.")
-    return config
-
-
-def _download_config(name: str) -> Path:
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise FileNotFoundError(f"no folder {name}")
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise FileNotFoundError(
-            f"no folder {name}, and huggingface_hub is not installed"
-        ) from error
-    return Path(hf_hub_download(name, "config.json"))
+        for start in starts.values():
+            file.seek(start)
+            yield file.read(512)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from qwen3_embeddings.errors import EngineClosedError, TextTooLongError
+from qwen3_embeddings.errors import (
+    EngineClosedError,
+    MissingDependencyError,
+    TextTooLongError,
+)
 from qwen3_embeddings.vectors import Vectors
 
 Prompt = str | list[int]
@@ -122,3 +127,18 @@ def check_lengths(encodings: Sequence[Sequence[int]], context: int | None) -> No
             "overflow='mean', or split the text.",
             long,
         )
+
+
+def require(module: str, missing: str, install: str) -> None:
+    """Check that a module is installed, without importing it.
+
+    Args:
+        module: name of the module.
+        missing: what to say when it is not installed.
+        install: how to install it, or what to use instead.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise MissingDependencyError(f"{missing} {install}")

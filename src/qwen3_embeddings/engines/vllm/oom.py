@@ -29,10 +29,47 @@ _WAYS_OUT = (
         "holds the memory, or take a smaller model",
     ),
 )
+_PLAIN = (
+    (
+        r"torch\.(\w+) is not supported for quantization method ([\w-]+)",
+        r"the weights are quantized with \2, whose kernels do not compute in \1. Leave dtype out, "
+        "or pass dtype='bfloat16' on a device that computes it (NVIDIA Ampere or later)",
+    ),
+    (
+        r"Unknown quantization method: ([\w-]+)",
+        r"it does not know the quantization method \1 here. Use the original checkpoint, or one "
+        "that is quantized with a method that vLLM runs on this device",
+    ),
+    (
+        r"is not supported for the current GPU|quantization is currently not supported in"
+        "|Failed to find a kernel that can implement",
+        "this device does not run the quantization of its weights. Use the original checkpoint, or "
+        "another device",
+    ),
+    (
+        r"no module or parameter named '([\w.]+)'",
+        r"the weights do not fit config.json: the model has no parameter \1. Download the model "
+        "again",
+    ),
+)
+"""Wordings of vLLM 0.32 and 0.33 about checkpoints (config/vllm.py, config/model.py,
+model_executor/kernels/linear, model_executor/models/utils.py), each with a plain sentence."""
 _KNOBS = (
     *("kv_cache_memory_bytes", "gpu_memory_utilization"),
     *("max_model_len", "max_num_batched_tokens", "max_num_seqs"),
 )
+
+
+def plain(said: str) -> str | None:
+    """Return a plain sentence for an error about the checkpoint; None for any other.
+
+    Args:
+        said: the error's type and message.
+    """
+    for pattern, sentence in _PLAIN:
+        if found := re.search(pattern, said):
+            return f"{found.expand(sentence)}."
+    return None
 
 
 def way_out(said: str, asked_for: Callable[[], Mapping[str, Any]]) -> str | None:

@@ -1,0 +1,252 @@
+"""The files of a checkpoint: find them, and say what is wrong with them before an engine starts.
+
+A model is a local folder, or a hub id whose files are in the Hugging Face cache or on the hub. The
+hub is asked only for what is not on this machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qwen3_embeddings.errors import UnknownModelError
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""First bytes of a git-lfs pointer file (git-lfs, docs/spec.md)."""
+
+
+def local_folder(name: str) -> Path | None:
+    """Return the folder `name`, a leading ``~`` expanded; None when there is no such folder."""
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def find_file(name: str, file: str, revision: str | None = None) -> Path:
+    """Return the path of one file of a checkpoint.
+
+    Args:
+        name: hub id or folder.
+        file: name of the file.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        UnknownModelError: there is no such model, it has no such file, or the file is a git-lfs
+            pointer.
+    """
+    if folder := local_folder(name):
+        path = folder / file
+        if not path.is_file():
+            raise UnknownModelError(_incomplete(folder, file))
+    elif _is_hub_id(name):
+        path = _from_hub(name, file, revision)
+    else:
+        raise UnknownModelError(_no_checkpoint(name))
+    _refuse_pointer(path)
+    return path
+
+
+def read_json(name: str, file: str) -> dict[str, Any]:
+    """Return the contents of one JSON file of a checkpoint.
+
+    Raises:
+        UnknownModelError: as `find_file`, or the file is not a JSON object.
+    """
+    try:
+        content = json.loads(find_file(name, file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnknownModelError):
+            raise
+        raise UnknownModelError(
+            f"{file} of {name!r} cannot be read ({error}). Download it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise UnknownModelError(f"{file} of {name!r} is not a JSON object. Download it again.")
+    return content
+
+
+def check_weights(name: str) -> None:
+    """Check that the weights on this machine are complete, by their sizes and headers.
+
+    A hub id is checked only in offline mode: otherwise the engine downloads what is missing.
+
+    Raises:
+        UnknownModelError: weights are missing, truncated, or git-lfs pointers.
+    """
+    folder = local_folder(name) or _offline_snapshot(name)
+    if folder is None:
+        return
+    files = sorted(folder.glob("*.safetensors"))
+    files += [folder / shard for shard in _shards(folder) if folder / shard not in files]
+    if not files and not list(folder.glob("pytorch_model*.bin")):
+        raise UnknownModelError(
+            f"{name!r} holds no weights: no *.safetensors and no pytorch_model.bin in {folder}. "
+            "Download the whole model."
+        )
+    for file in files:
+        if not file.is_file():
+            raise UnknownModelError(
+                f"{file.name}, which model.safetensors.index.json names, is missing in {folder}. "
+                "Download the model again."
+            )
+        safetensors_header(file)
+
+
+def safetensors_header(path: Path) -> tuple[bytes, dict[str, int]]:
+    """Return the header of a safetensors file, and where the data of each tensor begins.
+
+    Format: eight bytes of header length, little endian, the JSON header, the data
+    (https://github.com/huggingface/safetensors, README).
+
+    Raises:
+        UnknownModelError: the file is not a safetensors file, or it is truncated.
+    """
+    _refuse_pointer(path)
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = file.read(min(length, size))
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        offsets = {name: tensor["data_offsets"] for name, tensor in entries.items()}
+        end = 8 + length + max((stop for _, stop in offsets.values()), default=0)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UnknownModelError(
+            f"{path} is not a complete safetensors file ({error}). Download it again."
+        ) from error
+    if size < end:
+        raise UnknownModelError(
+            f"{path} is truncated: it has {size:,} of {end:,} bytes. Download it again."
+        )
+    return header, {name: 8 + length + start for name, (start, _) in offsets.items()}
+
+
+def _shards(folder: Path) -> Iterator[str]:
+    """The files that the index of sharded weights names; nothing without an index."""
+    index = "model.safetensors.index.json"
+    if not (folder / index).is_file():
+        return
+    files = read_json(str(folder), index).get("weight_map")
+    if not isinstance(files, dict):
+        raise UnknownModelError(f"{folder / index} has no weight_map. Download it again.")
+    yield from sorted({str(file) for file in files.values()})
+
+
+def _refuse_pointer(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UnknownModelError(
+                f"{path} is a git-lfs pointer, not the file itself: the model was cloned without "
+                "git-lfs. Run `git lfs pull` in that folder, or download the model with "
+                "`hf download`."
+            )
+
+
+def _incomplete(folder: Path, file: str) -> str:
+    """What to say of a folder without one of the files that a checkpoint needs."""
+    adapter = folder / "adapter_config.json"
+    if file == "config.json" and adapter.is_file():
+        base = read_json(str(folder), adapter.name).get("base_model_name_or_path", "its base model")
+        return (
+            f"{str(folder)!r} is a LoRA adapter of {base}, not a whole model. Merge the two with "
+            "peft (PeftModel.merge_and_unload, then save_pretrained) and pass the merged folder."
+        )
+    if ggufs := sorted(folder.glob("*.gguf")):
+        return _gguf(ggufs[0])
+    if not any(folder.iterdir()):
+        return f"the folder {str(folder)!r} is empty. Pass the folder of a downloaded checkpoint."
+    if file == "tokenizer.json":
+        return (
+            f"{str(folder)!r} has no tokenizer.json, so there is no tokenizer that appends the end "
+            "token. Copy it from the published model, or download the model again."
+        )
+    return (
+        f"the folder {str(folder)!r} has no {file}, so it is not a complete checkpoint. Pass the "
+        "folder that holds it, or download the model again."
+    )
+
+
+def _no_checkpoint(name: str) -> str:
+    """What to say of a name that is neither a folder nor the id of a hub repository."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return _gguf(path)
+        return f"{name!r} is a file, not a checkpoint. Pass the folder that holds config.json."
+    return (
+        f"there is no folder {name!r}, and it is no hub id, which has the form owner/name. Check "
+        "the spelling, or pass the path of a downloaded checkpoint."
+    )
+
+
+def _gguf(path: Path) -> str:
+    return (
+        f"{str(path)!r} is a GGUF file, which vLLM and sentence-transformers do not load here. "
+        "Pass the original checkpoint, or serve the file with llama.cpp (llama-server "
+        "--embedding --pooling last) and pass base_url=…."
+    )
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def _from_hub(name: str, file: str, revision: str | None) -> Path:
+    """Return a file of a hub repository, from the cache where it is there."""
+    try:
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub.errors import EntryNotFoundError
+    except ImportError as error:
+        raise UnknownModelError(
+            f"there is no folder {name!r}, and huggingface_hub is not installed to ask the hub. "
+            "Check the spelling, or run pip install huggingface_hub."
+        ) from error
+    try:
+        cached = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+        return Path(hf_hub_download(name, file, revision=revision))
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        raise UnknownModelError(_hub_refusal(name, file, error)) from error
+
+
+def _hub_refusal(name: str, file: str, error: Exception) -> str:
+    """What to say when the hub does not return a file."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        why = "the hub cannot be reached"
+        if constants.HF_HUB_OFFLINE:
+            why = "HF_HUB_OFFLINE forbids asking the hub"
+        return (
+            f"there is no folder {name!r} and no copy of that model's {file} in the Hugging Face "
+            f"cache, and {why}. Check the spelling, or run `hf download {name}` where the hub can "
+            "be reached and pass the path of the download."
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"the hub has no model {name!r} that this machine may read. Check the spelling; for a "
+            "private or gated model set HF_TOKEN."
+        )
+    if isinstance(error, errors.EntryNotFoundError):
+        return (
+            f"the hub repository {name!r} has no {file}, so it is not a complete checkpoint. It "
+            "may hold GGUF files or a LoRA adapter only: pass the original checkpoint."
+        )
+    return f"the hub did not return {file} of {name!r} ({error}). Try again, or pass a folder."
+
+
+def _offline_snapshot(name: str) -> Path | None:
+    """The folder of a hub id's files in the cache, when the hub will not be asked for more."""
+    if not _is_hub_id(name):
+        return None
+    try:
+        from huggingface_hub import constants, try_to_load_from_cache
+    except ImportError:
+        return None
+    cached = try_to_load_from_cache(name, "config.json")
+    if not constants.HF_HUB_OFFLINE or not isinstance(cached, str):
+        return None
+    return Path(cached).parent

@@ -1,0 +1,212 @@
+"""Error paths that fail themselves: whatever raises, every caller gets an answer.
+
+Each wait has a time limit, so a caller that nobody answers fails the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from qwen3_embeddings import (
+    Embedder,
+    EngineClosedError,
+    EngineDeadError,
+    EngineError,
+    EngineStartError,
+    event_loop,
+)
+from qwen3_embeddings.engines import registry
+from qwen3_embeddings.engines.sentence_transformers import ReferenceEngine
+from qwen3_embeddings.engines.vllm import engine as vllm_engine
+from qwen3_embeddings.engines.vllm.engine import VLLMEngine, _Job
+
+SECONDS = 60
+
+
+def fail(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("injected into the error path")
+
+
+class FailingFilter(logging.Filter):
+    """A filter of the user's that raises, and with it every call of the logger."""
+
+    filter = fail
+
+
+class UnprintableError(Exception):
+    """An error that cannot be turned into a string."""
+
+    __str__ = fail
+
+
+@pytest.fixture
+def failing_logger() -> Iterator[None]:
+    broken = FailingFilter()
+    vllm_engine.logger.addFilter(broken)
+    yield
+    vllm_engine.logger.removeFilter(broken)
+
+
+def answers(embedder: Embedder, count: int = 4) -> list[BaseException | None]:
+    """What concurrent callers get, each within the time limit."""
+    pool = ThreadPoolExecutor(count)
+    calls = [pool.submit(embedder.encode_document, [f"text {i}"]) for i in range(count)]
+    try:
+        return [call.exception(timeout=SECONDS) for call in calls]
+    finally:
+        pool.shutdown(wait=False)
+
+
+def circle() -> BaseException:
+    """Two errors, each the cause of the other."""
+    one, two = OSError("one"), OSError("two")
+    one.__cause__, two.__cause__ = two, one
+    return one
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("broken"), MemoryError(), UnprintableError(), SystemExit(1), circle()]
+)
+@pytest.mark.parametrize("function", ["_free_memory", "_forget_frames", "oom.way_out", "nothing"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_start_whose_cleanup_fails_answers_every_caller(
+    error: BaseException,
+    function: str,
+    checkpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    failing_logger: None,
+) -> None:
+    def build(*_: object) -> Any:
+        raise error
+
+    monkeypatch.setattr(vllm_engine, "_build", build)
+    if function == "oom.way_out":
+        monkeypatch.setattr(vllm_engine.oom, "way_out", fail)
+    elif function != "nothing":
+        monkeypatch.setattr(vllm_engine, function, fail)
+    with Embedder(checkpoint, engine_kwargs={"max_num_seqs": 12}) as embedder:
+        for given in answers(embedder):
+            assert isinstance(given, EngineError), given
+
+
+@pytest.mark.parametrize("function", ["_free_memory", "_shut_down", "_forget_frames", "nothing"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_death_whose_cleanup_fails_answers_every_caller(
+    function: str, checkpoint: str, monkeypatch: pytest.MonkeyPatch, failing_logger: None
+) -> None:
+    embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 12})
+    embedder.start()
+    thread: Any = embedder._lease.engine._thread  # type: ignore[attr-defined]
+    with monkeypatch.context() as broken:
+        broken.setattr(thread, "_collect", fail)
+        if function != "nothing":
+            broken.setattr(vllm_engine, function, fail)
+        for given in answers(embedder):
+            assert isinstance(given, EngineDeadError), given
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+    assert embedder.encode_document(["the next call starts another"]).shape == (1, 128)
+    embedder.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_close_whose_cleanup_fails_returns_and_answers_every_caller(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 12})
+    embedder.start()
+    thread: Any = embedder._lease.engine._thread  # type: ignore[attr-defined]
+    monkeypatch.setattr(vllm_engine, "_shut_down", fail)
+    with ThreadPoolExecutor(2) as pool:
+        call = pool.submit(embedder.encode_document, ["slow " * 300] * 2000)
+        while not thread._jobs:
+            assert not call.done()
+        pool.submit(embedder.close).result(timeout=SECONDS)
+        assert isinstance(call.exception(timeout=SECONDS), EngineClosedError)
+
+
+def test_job_of_a_closed_loop_keeps_the_engine_alive(checkpoint: str, embedder: Embedder) -> None:
+    """Such as a loop that ends while its engine call is in progress."""
+    embedder.start()
+    thread: Any = embedder._lease.engine._thread  # type: ignore[attr-defined]
+    loop = asyncio.new_event_loop()
+    job = _Job([[1, 2, 3]], None, False, loop, loop.create_future())
+    loop.close()
+    thread.submit(job)
+    assert embedder.encode_document(["behind it"]).shape == (1, 128)
+    assert thread.is_alive()
+
+
+def test_process_without_more_threads_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(threading.Thread, "start", refuse)
+        engine = VLLMEngine("Qwen/Qwen3-Embedding-0.6B")
+        with pytest.raises(EngineStartError, match="ulimit"):
+            asyncio.run(engine.start())
+        broken.setattr(event_loop, "_loop", None)
+
+        async def nothing() -> None: ...
+
+        with pytest.raises(EngineStartError, match="ulimit"):
+            event_loop.run(nothing())
+    event_loop.run(nothing())
+
+
+def test_engine_that_does_not_close_at_exit_keeps_no_other_open(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed = []
+
+    class Engine:
+        def __init__(self, error: BaseException | None) -> None:
+            self.error = error
+
+        async def close(self) -> None:
+            if self.error is not None:
+                raise self.error
+            closed.append(self)
+
+    errors = [OSError("broken"), None, asyncio.CancelledError(), None, SystemExit(1), None]
+    monkeypatch.setattr(registry, "_engines", {str(i): Engine(e) for i, e in enumerate(errors)})
+    monkeypatch.setattr(registry, "_leases", {})
+    registry._close_all()
+    assert len(closed) == 3
+    assert caplog.text.count("did not close") == 3
+
+
+async def test_reference_load_is_shared_and_its_failure_answers_every_caller(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the caller that began the load gives up."""
+    loads, proceed = [], threading.Event()
+    engine = ReferenceEngine(checkpoint)
+
+    def load() -> Any:
+        loads.append(1)
+        assert proceed.wait(SECONDS)
+        raise MemoryError("while loading")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(engine, "_load", load)
+        calls = [asyncio.create_task(engine.start()) for _ in range(4)]
+        await asyncio.sleep(0.05)
+        calls[0].cancel()
+        await asyncio.sleep(0.05)
+        proceed.set()
+        given = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), SECONDS)
+    assert [type(error) for error in given] == [asyncio.CancelledError] + [MemoryError] * 3
+    assert len(loads) == 1
+    assert (await engine.start()).native == 128
+    await engine.close()
+    with pytest.raises(EngineClosedError):
+        await engine.start()
