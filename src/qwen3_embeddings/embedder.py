@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import hashlib
-import json
 import os
-import re
-import unicodedata
-from collections.abc import (
-    Callable,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-)
+from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -25,24 +13,15 @@ from qwen3_embeddings import event_loop, models
 from qwen3_embeddings import long_texts as policies
 from qwen3_embeddings.config import check, check_count, engine_kind
 from qwen3_embeddings.doctor.report import Report
-from qwen3_embeddings.engines.base import Engine, Prompt, Served, check_lengths
+from qwen3_embeddings.encoding import Policy, encode
+from qwen3_embeddings.engines.base import Served
 from qwen3_embeddings.engines.registry import Lease
-from qwen3_embeddings.errors import (
-    ConfigurationError,
-    Qwen3EmbeddingsError,
-    ServerError,
-    ServerRefusedError,
-    ServerResponseError,
-    TextEncodingError,
-    TextError,
-    TextRefusedError,
-    TextsFailedError,
-    TextTooLongError,
-    TextTypeError,
-)
+from qwen3_embeddings.errors import ConfigurationError
+from qwen3_embeddings.fingerprint import fingerprint
+from qwen3_embeddings.inputs import check_list, check_texts
 from qwen3_embeddings.prompts import Task, find_task, instruct
 from qwen3_embeddings.redaction import Secret, SupportsSecret, hide, shown
-from qwen3_embeddings.request import Output, Plan, Texts, positions_of, slices
+from qwen3_embeddings.request import Texts
 from qwen3_embeddings.stream import AsyncStream, Stream, ahead
 from qwen3_embeddings.vectors import Vectors, check_dimensions
 
@@ -50,14 +29,6 @@ if TYPE_CHECKING:
     import ssl
 
 Role = Literal["query", "document"]
-
-# Engine arguments that steer speed and memory and can change no vector.
-_NEUTRAL = frozenset(
-    {"gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
-    | {"async_scheduling"}
-    | {"enable_prefix_caching", "enforce_eager", "disable_log_stats", "scheduling_policy"}
-    | {"device", "download_dir", "hf_token", "use_tqdm_on_load"}
-)
 
 
 class Embedder:
@@ -150,6 +121,7 @@ class Embedder:
         native = known.dimensions if known else None
         self.dimensions = None if dimensions is None else check_dimensions(dimensions, native)
         self.batch_size = batch_size
+        self._policy = Policy(self.dimensions, self.overflow, on_error, batch_size)
         self._choose_instructions(task, query_instruction, document_instruction)
         self._engine_kwargs = dict(engine_kwargs or {})
         # Pickled as resolved here: another process's environment must not make it another model.
@@ -244,7 +216,7 @@ class Embedder:
     def _ahead(
         self, texts: Iterable[str], role: Role, size: int
     ) -> Generator[tuple[int, Future[Vectors]]]:
-        _check_list(texts)
+        check_list(texts)
         check_count("size", size)
         self._instruction(role)  # a wrong role is said before anything is read
 
@@ -340,23 +312,14 @@ class Embedder:
         what a server keeps to itself: another precision or quantised weights, and a context
         shorter than the model's, to which `overflow` cuts sooner.
         """
-        name = self.model or self.start().model
-        shape = models.known_shape(name)
-        neutral = _NEUTRAL if self.overflow != "error" else _NEUTRAL | {"max_model_len"}
-        kwargs = {k: v for k, v in self._engine_kwargs.items() if k not in neutral}
-        dtype = "auto" if self.engine == "server" else self.dtype  # a server has chosen its own
-        size = self.dimensions or (shape.dimensions if shape else "native")
-        parts = {
-            "model": models.weights_digest(name),
-            "dimensions": size,
-            "template": instruct(self._instruction(role), ""),
-            "dtype": shape.precision(dtype) if shape else dtype,
-            "overflow": self.overflow,
-            "engine_kwargs": kwargs,
-        }
-        digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode())
-        slug = re.sub(r"[^A-Za-z0-9.]+", "-", name.rstrip("/").rsplit("/", 1)[-1])
-        return f"{slug}-{size}-{digest.hexdigest()[:16]}"
+        return fingerprint(
+            self.model or self.start().model,
+            dimensions=self.dimensions,
+            template=instruct(self._instruction(role), ""),
+            dtype="auto" if self.engine == "server" else self.dtype,  # a server has chosen its own
+            overflow=self.overflow,
+            engine_kwargs=self._engine_kwargs,
+        )
 
     def __repr__(self) -> str:
         shown = {"model": self.model, "engine": self.engine, "dimensions": self.dimensions}
@@ -405,209 +368,14 @@ class Embedder:
         return self.document_instruction or ""
 
     def _check(self, texts: Iterable[str], role: Role) -> Texts:
-        """The prompts of a call, or a typed error before anything is computed."""
-        failures: list[TextError] = []
-        _check_list(texts)
-        items = list(texts)
-        wrong = [i for i, text in enumerate(items) if not isinstance(text, str)]
-        if wrong:
-            kind = type(items[wrong[0]]).__name__
-            said = f"{kind} is not str: decode, convert or leave it out."
-            self._keep(failures, TextTypeError(said, wrong))
-            items = [text if isinstance(text, str) else "" for text in items]
-        instruction = self._instruction(role)
-        prompts = [instruct(instruction, text) for text in items]
-        lengths = [_token_bound(prompt) for prompt in prompts]
-        torn = [i for i, length in enumerate(lengths) if length < 0]
-        if torn:
-            said = (
-                "a lone surrogate (half of a character) cannot be tokenized. Read the source with "
-                "the right encoding, or text.encode('utf-8', 'replace').decode()."
-            )
-            self._keep(failures, TextEncodingError(said, torn))
-        return Texts(prompts, lengths, instruction, role == "query", failures)
-
-    def _keep(self, failures: list[TextError], error: TextError) -> None:
-        """Raise an error about texts, or keep it for the end."""
-        if self.on_error == "stop":
-            raise error
-        failures.append(error)
+        return check_texts(texts, self._instruction(role), role == "query", self._policy.keep)
 
     async def _encode(self, texts: Texts, show_progress: bool) -> Vectors:
         known = models.MODELS.get(self.model or "") if self.engine != "server" else None
         if not texts.prompts and (self.dimensions or known):
             width = self.dimensions or (known.dimensions if known else 0)
             return np.empty((0, width), dtype=np.float32)
-        engine = self._lease.engine
-        try:
-            served = await engine.start()
-        except Qwen3EmbeddingsError as error:  # which every call that waits for the start gets
-            raise error.carrying(None) from error.__cause__
-        size = served.native
-        if self.dimensions is not None:
-            size = check_dimensions(self.dimensions, served.native)
-        if not texts.prompts:
-            return np.empty((0, size), dtype=np.float32)
-        self._check_served(texts, served)
-        plan = await self._plan(engine, texts, served.context)
-        # Pieces are averaged at full size, so that cutting and averaging commute.
-        output = Output(plan, served.native if plan.split else size, texts.failures)
-        total = len(texts.prompts)
-        try:
-            await self._embed(engine, output, texts.urgent, show_progress)
-        except Qwen3EmbeddingsError as error:
-            raise error.carrying(output.texts(size, total)) from error.__cause__
-        computed = output.texts(size, total)
-        if output.failures:
-            one = self.on_error == "stop"
-            failure = output.failures[0] if one else TextsFailedError.of(output.failures)
-            raise failure.carrying(computed)
-        return computed.vectors
-
-    def _check_served(self, texts: Texts, served: Served) -> None:
-        """Refuse what this engine would answer with the vectors of other texts."""
-        if served.context is None and self.overflow != "error":
-            raise ConfigurationError(
-                f"overflow={self.overflow!r} needs the context, and this server does not tell its "
-                "own. Use overflow='error' and split the texts, or a vLLM or llama.cpp server."
-            )
-        altered = [i for i, prompt in enumerate(texts.prompts) if prompt != prompt.strip()]
-        if served.strips and altered:
-            said = (
-                "the server takes outer white space off, and would answer with the vector of "
-                "another text. Strip the text yourself, or use a server that reads it as it is."
-            )
-            self._keep(texts.failures, TextError(said, altered))
-
-    async def _plan(self, engine: Engine, texts: Texts, context: int | None) -> Plan:
-        """What to embed of each text, after the overflow policy.
-
-        Only texts that could be over the context are tokenized ahead of the engine.
-        """
-        prompts: list[Prompt] = list(texts.prompts)
-        suspects = [i for i, n in enumerate(texts.lengths) if context and n > context]
-        encodings: dict[int, list[int]] = {}
-        if context and suspects:
-            ids = await self._tokenize(engine, texts, suspects)
-            encodings = {i: tokens for i, tokens in ids.items() if len(tokens) > context}
-        if context and encodings:
-            if self.overflow == "mean":
-                return await self._split(engine, texts, encodings, context)
-            if self.overflow == "truncate":
-                for i, tokens in encodings.items():
-                    prompts[i] = policies.cut(tokens, context)
-            else:
-                try:
-                    check_lengths([encodings.get(i, []) for i in range(len(prompts))], context)
-                except TextTooLongError as error:
-                    self._keep(texts.failures, error)
-        failed = positions_of(texts.failures)
-        owners = [i for i in range(len(prompts)) if i not in failed]
-        return Plan([prompts[i] for i in owners], owners, [1.0] * len(owners))
-
-    async def _split(
-        self, engine: Engine, texts: Texts, encodings: dict[int, list[int]], context: int
-    ) -> Plan:
-        """The plan of ``overflow="mean"``: pieces of the over-long texts, each instructed."""
-        template = (await engine.tokenize([instruct(texts.instruction, "")], texts.urgent))[0][:-1]
-        plan = Plan([], [], [], split=True)
-        failed = positions_of(texts.failures)
-        for i, prompt in enumerate(texts.prompts):
-            if i in failed:
-                continue
-            pieces: list[Prompt] = [prompt]
-            head = 0
-            if i in encodings:
-                head = policies.shared_head(encodings[i], template)
-                pieces = list(policies.split(encodings[i], context, head))
-            plan.prompts.extend(pieces)
-            plan.owners.extend([i] * len(pieces))
-            plan.weights.extend(float(max(len(piece) - head - 1, 1)) for piece in pieces)
-        return plan
-
-    async def _tokenize(
-        self, engine: Engine, texts: Texts, positions: list[int]
-    ) -> dict[int, list[int]]:
-        """Token ids of some of the texts, by position; without those that have none."""
-        try:
-            prompts = [texts.prompts[i] for i in positions]
-            ids = await engine.tokenize(prompts, texts.urgent)
-            return dict(zip(positions, ids, strict=True))
-        except (ServerError, TextRefusedError) as error:
-            if self.overflow == "error":
-                return {}  # the server itself refuses what is too long
-            if isinstance(error, TextRefusedError):
-                refused = {positions[i] for i in error.positions}
-                self._keep(texts.failures, error.at(refused))
-                others = [i for i in positions if i not in refused]
-                return await self._tokenize(engine, texts, others) if others else {}
-            if not isinstance(error, (ServerResponseError, ServerRefusedError)):
-                raise
-            raise ConfigurationError(
-                f"overflow={self.overflow!r} needs the server's tokenizer, and this server has no "
-                f"/tokenize ({error}). Use overflow='error' and split the texts, or a vLLM server."
-            ) from error
-
-    async def _embed(
-        self, engine: Engine, output: Output, urgent: bool, show_progress: bool
-    ) -> None:
-        """Fill `output`, chunk by chunk, several chunks in flight."""
-        prompts = output.plan.prompts
-        free = asyncio.Semaphore(engine.chunks_in_flight)
-
-        async def embed_chunk(chunk: slice) -> None:
-            rows = output.left(range(chunk.start, chunk.stop))
-            while rows:  # again while some have neither a vector nor an error
-                try:
-                    async with free:
-                        mine = [prompts[i] for i in rows]
-                        answer = await engine.embed(mine, output.width, urgent)
-                    output.put(rows, answer)
-                except Qwen3EmbeddingsError as error:
-                    output.fail(rows, error)
-                if output.failures and self.on_error == "stop":
-                    raise output.failures[0]
-                left = output.left(rows)
-                advance(len(rows) - len(left))
-                rows = left
-
-        chunks = list(slices(prompts, self.batch_size, engine))
-        with _progress(len(prompts), show_progress) as advance:
-            if len(chunks) == 1:  # most calls: a task of its own would cost as much as the rest
-                return await embed_chunk(chunks[0])
-            await event_loop.gather(map(embed_chunk, chunks))
-
-
-@contextlib.contextmanager
-def _progress(total: int, shown: bool) -> Iterator[Callable[[int], object]]:
-    """What to call with a number of texts done; a hidden tqdm costs 0.1 ms to make."""
-    if not shown:
-        yield lambda _: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc="Embedding", unit="text") as bar:
-        yield bar.update
-
-
-def _token_bound(text: str) -> int:
-    """The most tokens a text can have, or -1 when a lone surrogate keeps it from having any.
-
-    A byte-level tokenizer makes at most one token of a byte, and one end token. It reads the text
-    in NFC, which can be longer than the text.
-    """
-    try:
-        return 1 + len(text if text.isascii() else unicodedata.normalize("NFC", text).encode())
-    except UnicodeEncodeError:
-        return -1
-
-
-def _check_list(texts: object) -> None:
-    scalar = isinstance(texts, np.ndarray) and not texts.ndim
-    if isinstance(texts, (str, bytes)) or scalar or not isinstance(texts, Iterable):
-        raise TextTypeError(
-            f"texts is {type(texts).__name__}, not a list of str. For one text write [text]."
-        )
+        return await encode(self._lease.engine, texts, self._policy, show_progress)
 
 
 def _rebuild(cls: type[Embedder], settings: dict[str, Any]) -> Embedder:
