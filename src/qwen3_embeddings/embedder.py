@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator, Iterable, Mapping
+import dataclasses
+import json
+from collections.abc import Coroutine, Generator, Iterable, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from qwen3_embeddings import event_loop, models
-from qwen3_embeddings import long_texts as policies
-from qwen3_embeddings.config import check, check_count, engine_kind
+from qwen3_embeddings import config, event_loop, models, vectors
+from qwen3_embeddings.config import Dtype, EngineKind, OnError
 from qwen3_embeddings.doctor.report import Report
-from qwen3_embeddings.encoding import Policy, encode
-from qwen3_embeddings.engines.base import Served
+from qwen3_embeddings.encoding import Policy, encode, token_ids
+from qwen3_embeddings.engines.base import Served, Usage
 from qwen3_embeddings.engines.registry import Lease
 from qwen3_embeddings.errors import ConfigurationError
 from qwen3_embeddings.fingerprint import fingerprint
-from qwen3_embeddings.inputs import check_list, check_texts
+from qwen3_embeddings.inputs import check_list, check_texts, read
+from qwen3_embeddings.long_texts import Overflow
 from qwen3_embeddings.prompts import Task, find_task, instruct
-from qwen3_embeddings.redaction import Secret, SupportsSecret, hide, shown
+from qwen3_embeddings.redaction import SupportsSecret, shown
 from qwen3_embeddings.request import Texts
 from qwen3_embeddings.stream import AsyncStream, Stream, ahead
-from qwen3_embeddings.vectors import Vectors, check_dimensions
+from qwen3_embeddings.vectors import Matrix, Vector, Vectors
 
 if TYPE_CHECKING:
+    import os
     import ssl
 
 Role = Literal["query", "document"]
@@ -83,7 +86,7 @@ class Embedder:
 
     def __init__(
         self,
-        model: str | None = None,
+        model: str | os.PathLike[str] | None = None,
         *,
         dimensions: int | None = None,
         task: str | Task = "web_search",
@@ -91,105 +94,139 @@ class Embedder:
         document_instruction: str | None = None,
         base_url: str | None = None,
         api_key: str | SupportsSecret | None = None,
-        engine: str | None = None,
-        dtype: str = "auto",
-        overflow: str = "error",
-        on_error: str = "stop",
+        engine: EngineKind | None = None,
+        dtype: Dtype = "auto",
+        overflow: Overflow = "error",
+        on_error: OnError = "stop",
         batch_size: int | None = None,
         max_concurrency: int | None = None,
-        timeout: float = 60.0,
+        timeout: float | None = config.TIMEOUT,
         max_retries: int = 4,
         restart_timeout: float = 180.0,
         default_headers: Mapping[str, str | SupportsSecret] | None = None,
         verify: bool | str | ssl.SSLContext = True,
         engine_kwargs: Mapping[str, Any] | None = None,
+        client: Any = None,
+        http_client: Any = None,
     ) -> None:
-        settings = {k: v for k, v in locals().items() if k not in {"self", "api_key"}}
-        check(settings)
-        settings["default_headers"] = hide(default_headers or {})
-        environment = os.environ.get
-        if engine in {None, "server"}:
-            base_url = base_url or environment("QWEN3_EMBEDDINGS_BASE_URL")
-        self.engine = engine_kind(engine, base_url)
-        model = model or environment("QWEN3_EMBEDDINGS_MODEL") or None
-        self.model = model if self.engine == "server" else model or models.DEFAULT_MODEL
-        self.base_url = base_url
-        self.dtype = dtype
-        self.overflow = policies.check_overflow(overflow)
-        self.on_error = on_error
-        known = models.MODELS.get(self.model or "")
-        native = known.dimensions if known else None
-        self.dimensions = None if dimensions is None else check_dimensions(dimensions, native)
+        given = {k: v for k, v in locals().items() if k not in {"self", "api_key"}}
+        settings = self._settings = config.resolve(given)
+        self.model: str | None = settings["model"]
+        self.engine: EngineKind = settings["engine"]
+        self.base_url: str | None = settings["base_url"]
+        self.dimensions: int | None = settings["dimensions"]
+        self.dtype, self.overflow, self.on_error = dtype, overflow, on_error
         self.batch_size = batch_size
-        self._policy = Policy(self.dimensions, self.overflow, on_error, batch_size)
+        self._policy = Policy(self.dimensions, overflow, on_error, batch_size)
         self._choose_instructions(task, query_instruction, document_instruction)
-        self._engine_kwargs = dict(engine_kwargs or {})
-        # Pickled as resolved here: another process's environment must not make it another model.
-        resolved = {"model": self.model, "base_url": self.base_url, "engine": self.engine}
-        self._settings = settings | resolved
-        key = api_key or environment("QWEN3_EMBEDDINGS_API_KEY")
-        self._lease = Lease(self.engine, self._engine_arguments(key))
-
-    def _engine_arguments(self, key: str | SupportsSecret | None) -> dict[str, Any]:
-        """What the engine is made with."""
-        if self.engine != "server":
-            passed = {"model": self.model, "dtype": self.dtype}
-            return passed | {"engine_kwargs": self._engine_kwargs}
-        if self._engine_kwargs:
-            raise ConfigurationError(
-                "engine_kwargs are for an engine in this process. Set a server's where it starts."
-            )
-        mine = self._settings
-        names = ("timeout", "max_retries", "restart_timeout", "default_headers", "verify")
-        return {name: mine[name] for name in (*names, "model", "base_url")} | {
-            "api_key": Secret.of(key),
-            "max_concurrency": mine["max_concurrency"] or 16,
-            "batch_size": mine["batch_size"] or 64,
-        }
+        self._usage = Usage()
+        self._lease = Lease(self.engine, config.engine_arguments(settings, api_key))
 
     # Embedding.
 
-    def encode_query(self, texts: Iterable[str], *, show_progress: bool = False) -> Vectors:
+    @overload
+    def encode_query(  # type: ignore[overload-overlap]
+        self, texts: str, *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Vector: ...
+
+    @overload
+    def encode_query(
+        self, texts: Iterable[str], *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Matrix: ...
+
+    def encode_query(
+        self, texts: Iterable[str], *, show_progress: bool = False, usage: Usage | None = None
+    ) -> Vectors:
         """Embed queries, each under the task's instruction.
 
         Args:
-            texts: a list of strings, not a string.
+            texts: a list of strings, or one string. Tuples, iterators, pandas and polars Series,
+                NumPy and pyarrow string arrays count as lists.
             show_progress: draw a progress bar.
+            usage: counter to add this call's texts and tokens to; `Embedder.usage` has the total
+                of all calls.
 
         Returns:
             float32 array (n, dimensions) of unit rows, in the order of `texts`; (0, dimensions)
-            for no texts.
+            for no texts. For one string one vector (dimensions,).
 
         Raises:
-            TextTypeError: a text is not a string.
+            TextTypeError: a text is not a string, or `texts` is not a list of texts.
             TextEncodingError: a text holds a lone surrogate.
             TextTooLongError: a text is over the context and `overflow` is "error".
-            TextRefusedError: the server refuses a text and takes others.
-            InvalidVectorError: the engine answered NaN, infinity or zeros to a text.
-            TextsFailedError: in place of these, after all other texts, with on_error="finish".
-            DimensionsError: `dimensions` is over what the engine's model has.
+            TextRefusedError: the server refuses a text and accepts others.
+            InvalidVectorError: the engine returned NaN, infinity or zeros for a text.
+            TextsFailedError: instead of these, after all other texts, with on_error="finish".
+            DimensionsError: `dimensions` exceeds the native size of the engine's model.
             EngineError: the engine or server failed; the subclass says how.
 
-        Whatever of these comes after something was computed carries it as `error.computed`.
-        """
-        return event_loop.run(self._encode(self._check(texts, "query"), show_progress))
+        If some texts were embedded before the error occurred, their vectors are available as
+        `error.computed`.
 
-    def encode_document(self, texts: Iterable[str], *, show_progress: bool = False) -> Vectors:
-        """Embed documents: bare, or in a symmetric task under its instruction.
+        Example:
+            >>> embedder = Embedder("Qwen/Qwen3-Embedding-0.6B")
+            >>> embedder.encode_query(["What is the capital of China?"]).shape
+            (1, 1024)
+            >>> embedder.encode_query("What is the capital of China?").shape
+            (1024,)
+        """
+        return event_loop.run(self._call(texts, "query", show_progress, usage))
+
+    @overload
+    def encode_document(  # type: ignore[overload-overlap]
+        self, texts: str, *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Vector: ...
+
+    @overload
+    def encode_document(
+        self, texts: Iterable[str], *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Matrix: ...
+
+    def encode_document(
+        self, texts: Iterable[str], *, show_progress: bool = False, usage: Usage | None = None
+    ) -> Vectors:
+        """Embed documents: without instruction, or in a symmetric task under its instruction.
 
         Arguments, result and errors are those of `encode_query`.
-        """
-        return event_loop.run(self._encode(self._check(texts, "document"), show_progress))
 
-    async def aencode_query(self, texts: Iterable[str], *, show_progress: bool = False) -> Vectors:
-        """`encode_query` for coroutines; cancelling it drops its texts from the engine."""
-        return await event_loop.wait(self._encode(self._check(texts, "query"), show_progress))
+        Example:
+            >>> embedder = Embedder("Qwen/Qwen3-Embedding-0.6B")
+            >>> embedder.encode_document(["Beijing is the capital.", "Bread is baked."]).shape
+            (2, 1024)
+        """
+        return event_loop.run(self._call(texts, "document", show_progress, usage))
+
+    @overload
+    async def aencode_query(  # type: ignore[overload-overlap]
+        self, texts: str, *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Vector: ...
+
+    @overload
+    async def aencode_query(
+        self, texts: Iterable[str], *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Matrix: ...
+
+    async def aencode_query(
+        self, texts: Iterable[str], *, show_progress: bool = False, usage: Usage | None = None
+    ) -> Vectors:
+        """Embed queries like `encode_query`; cancelling it drops its texts from the engine."""
+        return await event_loop.wait(self._call(texts, "query", show_progress, usage))
+
+    @overload
+    async def aencode_document(  # type: ignore[overload-overlap]
+        self, texts: str, *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Vector: ...
+
+    @overload
+    async def aencode_document(
+        self, texts: Iterable[str], *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Matrix: ...
 
     async def aencode_document(
-        self, texts: Iterable[str], *, show_progress: bool = False
+        self, texts: Iterable[str], *, show_progress: bool = False, usage: Usage | None = None
     ) -> Vectors:
-        """`encode_document` for coroutines; cancelling it drops its texts from the engine."""
-        return await event_loop.wait(self._encode(self._check(texts, "document"), show_progress))
+        """Embed documents like `encode_document`; cancelling it drops its texts from the engine."""
+        return await event_loop.wait(self._call(texts, "document", show_progress, usage))
 
     def stream(self, texts: Iterable[str], *, role: Role = "document", size: int = 2048) -> Stream:
         """Embed texts of any number, in order, in bounded memory: nothing is read far ahead.
@@ -217,13 +254,121 @@ class Embedder:
         self, texts: Iterable[str], role: Role, size: int
     ) -> Generator[tuple[int, Future[Vectors]]]:
         check_list(texts)
-        check_count("size", size)
-        self._instruction(role)  # a wrong role is said before anything is read
+        config.check_count("size", size)
+        self._instruction(role)  # a wrong role is reported before anything is read
 
-        async def encode(batch: list[str]) -> Vectors:
-            return await self._encode(self._check(batch, role), show_progress=False)
+        async def start(batch: list[str]) -> Vectors:
+            return await self._call(batch, role, show_progress=False, usage=None)
 
-        return ahead(texts, size, lambda batch: event_loop.submit(encode(batch)))
+        return ahead(read(texts), size, lambda batch: event_loop.submit(start(batch)))
+
+    def similarity(self, a: ArrayLike, b: ArrayLike) -> Matrix:
+        """Return the cosine similarity of every vector in `a` with every vector in `b`.
+
+        Args:
+            a: vectors (n, dimensions), or one vector (dimensions,).
+            b: vectors (m, dimensions), or one vector (dimensions,).
+
+        Returns:
+            float32 array (n, m).
+
+        Raises:
+            DimensionsError: `a` and `b` have vectors of different sizes.
+            InvalidVectorError: a vector is not finite or has length zero.
+
+        Example:
+            >>> queries = embedder.encode_query(["capital of China"])
+            >>> documents = embedder.encode_document(["Beijing", "Bread"])
+            >>> embedder.similarity(queries, documents).shape
+            (1, 2)
+        """
+        return vectors.similarity(a, b)
+
+    # Sizes and tokens.
+
+    @property
+    def embedding_dimension(self) -> int:
+        """Number of dimensions of the vectors, for example to create a vector store with.
+
+        `dimensions` where it is set, else the native size of the model. No engine is started: the
+        size of a published model is known, that of a local checkpoint is in its ``config.json``,
+        and that of another hub id is read from the hub. A server is asked, unless it is called by
+        the name of a published model; in a coroutine await `astart` first.
+
+        Raises:
+            UnknownModelError: the model is not known, not local and not on a reachable hub.
+            ServerError: the server has to be asked and cannot be.
+        """
+        if self.dimensions is not None:
+            return self.dimensions
+        if self.model and (shape := models.known_shape(self.model)):
+            return shape.dimensions
+        if self.engine == "server" or self.model is None:
+            return self.start().native
+        return models.describe(self.model).dimensions
+
+    @overload
+    def count_tokens(  # type: ignore[overload-overlap]
+        self, texts: str, *, role: Role = ...
+    ) -> int: ...
+
+    @overload
+    def count_tokens(self, texts: Iterable[str], *, role: Role = ...) -> list[int]: ...
+
+    def count_tokens(self, texts: Iterable[str], *, role: Role = "document") -> int | list[int]:
+        """Count the tokens that the model reads for each text.
+
+        The model's own tokenizer counts. The instruction of the role and the end token are
+        included, because both are part of the input and count towards the context. A text over
+        the context is counted whole.
+
+        Args:
+            texts: a list of strings, or one string.
+            role: "document" or "query"; it decides which instruction is included.
+
+        Returns:
+            One number per text; for one string the number itself.
+
+        Raises:
+            TextTypeError: a text is not a string, or `texts` is not a list of texts.
+            TextEncodingError: a text holds a lone surrogate.
+            ConfigurationError: the server has no ``/tokenize``.
+            EngineError: the engine or server failed.
+
+        Example:
+            >>> embedder.count_tokens("Hello")
+            2
+            >>> embedder.count_tokens(["Hello", ""])
+            [2, 1]
+        """
+        return event_loop.run(self._count(texts, role))
+
+    @overload
+    async def acount_tokens(  # type: ignore[overload-overlap]
+        self, texts: str, *, role: Role = ...
+    ) -> int: ...
+
+    @overload
+    async def acount_tokens(self, texts: Iterable[str], *, role: Role = ...) -> list[int]: ...
+
+    async def acount_tokens(
+        self, texts: Iterable[str], *, role: Role = "document"
+    ) -> int | list[int]:
+        """Count tokens like `count_tokens`."""
+        return await event_loop.wait(self._count(texts, role))
+
+    @property
+    def usage(self) -> Usage:
+        """Texts and tokens that this object has embedded so far, as a copy.
+
+        Instruction and end token are included. Copies and `with_task` siblings count on their own.
+
+        Example:
+            >>> embedder.encode_document(["Hello", "Hello"])
+            >>> embedder.usage
+            Usage(texts=2, tokens=4, uncounted=0)
+        """
+        return dataclasses.replace(self._usage)
 
     # The engine.
 
@@ -259,7 +404,7 @@ class Embedder:
             model=self.model,
             dimensions=self.dimensions,
             instruction=self._instruction("query"),
-            reference=reference,
+            reference=config.local_path(reference) if reference else None,
         )
 
     def with_task(
@@ -269,10 +414,25 @@ class Embedder:
         query_instruction: str | None = None,
         document_instruction: str | None = None,
     ) -> Self:
-        """A sibling for another task on the same engine; closing either closes both.
+        """Return an embedder for another task on the same engine.
+
+        Each of the two is closed on its own. The engine stops when the last one is closed. The
+        sibling of a closed embedder is closed.
+
+        Args:
+            task: name of a preset in `TASKS`, or a `Task`.
+            query_instruction: free text instead of the task's; then documents have none.
+            document_instruction: free text for documents.
+
+        Returns:
+            The sibling; this embedder stays as it is.
 
         Raises:
             UnknownTaskError: `task` is not a preset.
+
+        Example:
+            >>> code = embedder.with_task("code")
+            >>> vector = code.encode_query("read a file line by line")
         """
         sibling = self.__copy__()
         sibling._choose_instructions(task, query_instruction, document_instruction)
@@ -318,7 +478,7 @@ class Embedder:
             template=instruct(self._instruction(role), ""),
             dtype="auto" if self.engine == "server" else self.dtype,  # a server has chosen its own
             overflow=self.overflow,
-            engine_kwargs=self._engine_kwargs,
+            engine_kwargs=self._settings["engine_kwargs"],
         )
 
     def __repr__(self) -> str:
@@ -326,28 +486,49 @@ class Embedder:
         shown |= {"task": self.task.name}
         return f"Embedder({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
+    def __eq__(self, other: object) -> bool:
+        """Compare settings. Keys and secret headers do not count, as they change no vector."""
+        return type(other) is type(self) and other._identity() == self._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> str:
+        """Return what equal settings have in common, without secrets."""
+        settings = self._public_settings() | {"task": dataclasses.astuple(self.task)}
+        return json.dumps(settings, sort_keys=True, default=lambda v: f"{type(v)}@{id(v)}")
+
     def __copy__(self) -> Self:
-        """Another handle on the same engine."""
+        """Return another handle on the same engine, which is closed on its own."""
         sibling = object.__new__(type(self))
         sibling.__dict__.update(self.__dict__)
+        sibling._lease = self._lease.share()
+        sibling._usage = Usage()
         return sibling
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same as a copy: an engine is not copied, and a key travels within the process."""
+        """Return a copy as `copy.copy` does: an engine is not copied."""
         return self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as its settings, without key and secret headers.
+        """Pickle the settings, without key and secret headers.
 
         The other process reads the key from its environment.
+
+        Raises:
+            TypeError: the embedder uses a client of the caller's own.
         """
-        others = {
-            "default_headers": shown(self._settings["default_headers"]),
-            "task": self.task,
-            "query_instruction": self.query_instruction,
-            "document_instruction": self.document_instruction,
-        }
-        return _rebuild, (type(self), self._settings | others)
+        for name in ("client", "http_client"):
+            if self._settings[name] is not None:
+                raise TypeError(
+                    f"an embedder with {name}= is not pickled: the connections stay in this "
+                    "process. Pass base_url and default_headers instead."
+                )
+        return _rebuild, (type(self), self._public_settings())
+
+    def _public_settings(self) -> dict[str, Any]:
+        headers = shown(self._settings["default_headers"])
+        return self._settings | {"default_headers": headers}
 
     # How a text goes.
 
@@ -359,6 +540,11 @@ class Embedder:
             self.task = Task("custom", query_instruction)
         self.query_instruction = query_instruction
         self.document_instruction = document_instruction
+        self._settings = self._settings | {
+            "task": self.task,
+            "query_instruction": query_instruction,
+            "document_instruction": document_instruction,
+        }
 
     def _instruction(self, role: Role) -> str:
         if role not in {"query", "document"}:
@@ -370,12 +556,39 @@ class Embedder:
     def _check(self, texts: Iterable[str], role: Role) -> Texts:
         return check_texts(texts, self._instruction(role), role == "query", self._policy.keep)
 
-    async def _encode(self, texts: Texts, show_progress: bool) -> Vectors:
+    def _call(
+        self, texts: Iterable[str], role: Role, show_progress: bool, usage: Usage | None
+    ) -> Coroutine[Any, Any, Vectors]:
+        """Check a call's texts now, and return the coroutine that embeds them."""
+        checked = self._check(texts, role)
+        return self._encode(checked, isinstance(texts, str), show_progress, usage)
+
+    async def _encode(
+        self, texts: Texts, one: bool, show_progress: bool, usage: Usage | None
+    ) -> Vectors:
         known = models.MODELS.get(self.model or "") if self.engine != "server" else None
         if not texts.prompts and (self.dimensions or known):
             width = self.dimensions or (known.dimensions if known else 0)
             return np.empty((0, width), dtype=np.float32)
-        return await encode(self._lease.engine, texts, self._policy, show_progress)
+        mine = Usage()
+        try:
+            rows = await encode(self._lease.engine, texts, self._policy, show_progress, mine)
+        finally:
+            self._usage.merge(mine)
+            if usage is not None:
+                usage.merge(mine)
+        return rows[0] if one else rows
+
+    def _count(self, texts: Iterable[str], role: Role) -> Coroutine[Any, Any, int | list[int]]:
+        checked = self._check(texts, role)
+
+        async def count() -> int | list[int]:
+            if checked.failures:
+                raise checked.failures[0]
+            counts = [len(ids) for ids in await token_ids(self._lease.engine, checked)]
+            return counts[0] if isinstance(texts, str) else counts
+
+        return count()
 
 
 def _rebuild(cls: type[Embedder], settings: dict[str, Any]) -> Embedder:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen3_embeddings import event_loop, long_texts
-from qwen3_embeddings.engines.base import Engine, Prompt, Served, check_lengths
+from qwen3_embeddings.engines.base import Engine, Prompt, Served, Usage, check_lengths
 from qwen3_embeddings.errors import (
     ConfigurationError,
     Qwen3EmbeddingsError,
@@ -53,8 +53,10 @@ class Policy:
         failures.append(error)
 
 
-async def encode(engine: Engine, texts: Texts, policy: Policy, show_progress: bool) -> Vectors:
-    """Embed the texts of one call.
+async def encode(
+    engine: Engine, texts: Texts, policy: Policy, show_progress: bool, usage: Usage
+) -> Vectors:
+    """Embed the texts of one call, and add them to `usage`.
 
     Returns:
         float32 array (n, dimensions) of unit rows.
@@ -77,7 +79,7 @@ async def encode(engine: Engine, texts: Texts, policy: Policy, show_progress: bo
     output = Output(plan, served.native if plan.split else size, texts.failures)
     total = len(texts.prompts)
     try:
-        await _embed(engine, output, texts.urgent, policy, show_progress)
+        await _embed(engine, output, texts.urgent, policy, show_progress, usage)
     except Qwen3EmbeddingsError as error:
         raise error.carrying(output.texts(size, total)) from error.__cause__
     computed = output.texts(size, total)
@@ -86,6 +88,24 @@ async def encode(engine: Engine, texts: Texts, policy: Policy, show_progress: bo
         failure = output.failures[0] if one else TextsFailedError.of(output.failures)
         raise failure.carrying(computed)
     return computed.vectors
+
+
+async def token_ids(engine: Engine, texts: Texts) -> list[list[int]]:
+    """Return the token ids of each text of a call, end token included.
+
+    Raises:
+        ConfigurationError: the server has no ``/tokenize``.
+    """
+    if not texts.prompts:
+        return []
+    await engine.start()
+    try:
+        return await engine.tokenize(texts.prompts, texts.urgent)
+    except (ServerResponseError, ServerRefusedError) as error:
+        raise ConfigurationError(
+            f"count_tokens needs the server's tokenizer, and this server has no /tokenize "
+            f"({error}). Use a vLLM server, or an Embedder without base_url."
+        ) from error
 
 
 def _check_served(texts: Texts, served: Served, policy: Policy) -> None:
@@ -177,7 +197,12 @@ async def _tokenize(
 
 
 async def _embed(
-    engine: Engine, output: Output, urgent: bool, policy: Policy, show_progress: bool
+    engine: Engine,
+    output: Output,
+    urgent: bool,
+    policy: Policy,
+    show_progress: bool,
+    usage: Usage,
 ) -> None:
     """Fill `output`, chunk by chunk, several chunks in flight."""
     prompts = output.plan.prompts
@@ -189,7 +214,7 @@ async def _embed(
             try:
                 async with free:
                     mine = [prompts[i] for i in rows]
-                    answer = await engine.embed(mine, output.width, urgent)
+                    answer = await engine.embed(mine, output.width, urgent, usage)
                 output.put(rows, answer)
             except Qwen3EmbeddingsError as error:
                 output.fail(rows, error)
