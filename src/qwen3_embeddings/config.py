@@ -22,6 +22,9 @@ Dtype = Literal["auto", "bfloat16", "float32"]
 OnError = Literal["stop", "finish"]
 """What to do when a text cannot be embedded."""
 
+Role = Literal["query", "document"]
+"""What a text is; it decides which instruction the text carries."""
+
 TIMEOUT = 60.0
 """Seconds that a request to a server may take when no time-out is set."""
 
@@ -136,6 +139,20 @@ def check_clients(settings: Mapping[str, Any]) -> None:
             f"client is for a server, and engine={settings['engine']!r} runs in this process. "
             "Leave one of them out."
         )
+
+
+def check_can_pickle(settings: Mapping[str, Any]) -> None:
+    """Refuse to pickle a client of the caller's own.
+
+    Raises:
+        TypeError: there is one.
+    """
+    for name in ("client", "http_client"):
+        if settings[name] is not None:
+            raise TypeError(
+                f"an object with {name}= is not pickled: its connections stay in this process. "
+                "Pass base_url and default_headers instead."
+            )
 
 
 def check_types(settings: Mapping[str, Any]) -> None:

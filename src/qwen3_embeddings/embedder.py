@@ -6,13 +6,14 @@ import dataclasses
 import json
 from collections.abc import Coroutine, Generator, Iterable, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from qwen3_embeddings import config, event_loop, models, vectors
-from qwen3_embeddings.config import Dtype, EngineKind, OnError
+from qwen3_embeddings.closing import Closing
+from qwen3_embeddings.config import Dtype, EngineKind, OnError, Role
 from qwen3_embeddings.doctor.report import Report
 from qwen3_embeddings.encoding import Policy, encode, token_ids
 from qwen3_embeddings.engines.base import Served, Usage
@@ -31,10 +32,8 @@ if TYPE_CHECKING:
     import os
     import ssl
 
-Role = Literal["query", "document"]
 
-
-class Embedder:
+class Embedder(Closing):
     """Qwen3-Embedding vectors, from vLLM in this process or from a server.
 
     Thread-safe, and usable from any number of event loops; embedders of one configuration share
@@ -83,6 +82,9 @@ class Embedder:
         UnknownTaskError: `task` is not a preset.
         MissingDependencyError: the engine's extra is not installed.
     """
+
+    batch_parameter: ClassVar[str] = "batch_size"
+    """Name of `batch_size` in messages; an integration that calls it otherwise overrides it."""
 
     def __init__(
         self,
@@ -448,18 +450,6 @@ class Embedder:
         if engine := self._lease.detach():
             await event_loop.wait(engine.close())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
     # Identity.
 
     def fingerprint(self, role: Role) -> str:
@@ -518,12 +508,7 @@ class Embedder:
         Raises:
             TypeError: the embedder uses a client of the caller's own.
         """
-        for name in ("client", "http_client"):
-            if self._settings[name] is not None:
-                raise TypeError(
-                    f"an embedder with {name}= is not pickled: the connections stay in this "
-                    "process. Pass base_url and default_headers instead."
-                )
+        config.check_can_pickle(self._settings)
         return _rebuild, (type(self), self._public_settings())
 
     def _public_settings(self) -> dict[str, Any]:
