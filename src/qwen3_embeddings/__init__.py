@@ -2,7 +2,7 @@
 
 from qwen3_embeddings.doctor.report import Finding, Report
 from qwen3_embeddings.embedder import Embedder
-from qwen3_embeddings.engines.base import Served
+from qwen3_embeddings.engines.base import Served, Usage
 from qwen3_embeddings.errors import (
     AuthenticationError,
     Computed,
@@ -33,7 +33,7 @@ from qwen3_embeddings.errors import (
 )
 from qwen3_embeddings.models import MODELS, Model
 from qwen3_embeddings.prompts import TASKS, Task
-from qwen3_embeddings.vectors import truncate
+from qwen3_embeddings.vectors import similarity, truncate
 
 __version__ = "0.1.0"
 
@@ -72,6 +72,8 @@ __all__ = [
     "TextsFailedError",
     "UnknownModelError",
     "UnknownTaskError",
+    "Usage",
     "__version__",
+    "similarity",
     "truncate",
 ]

@@ -1,13 +1,32 @@
-"""Arguments of an embedder, checked before anything starts."""
+"""Arguments of an embedder, checked and completed before anything starts."""
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+from qwen3_embeddings import long_texts, models
 from qwen3_embeddings.engines.registry import KINDS
 from qwen3_embeddings.errors import ConfigurationError
+from qwen3_embeddings.redaction import Secret, SupportsSecret, hide
+from qwen3_embeddings.vectors import check_dimensions
+
+EngineKind = Literal["vllm", "server", "reference"]
+"""Names of the engines: a key of `engines.registry.KINDS` each."""
+
+Dtype = Literal["auto", "bfloat16", "float32"]
+"""Precisions to run in; "auto" is the checkpoint's own."""
+
+OnError = Literal["stop", "finish"]
+"""What to do when a text cannot be embedded."""
+
+Role = Literal["query", "document"]
+"""What a text is; it decides which instruction the text carries."""
+
+TIMEOUT = 60.0
+"""Seconds that a request to a server may take when no time-out is set."""
 
 LEAST = {
     "batch_size": 1,
@@ -16,6 +35,80 @@ LEAST = {
     "timeout": 1e-3,
     "restart_timeout": 0,
 }
+
+
+def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an embedder, checked and completed from the environment.
+
+    A pickle holds them as they are here, so that another process's environment does not change
+    the model.
+
+    Raises:
+        ConfigurationError: an argument has a value that cannot work.
+        DimensionsError: `dimensions` is out of range.
+    """
+    found = dict(settings) | {"model": _path_text(settings["model"])}
+    check(found)
+    check_clients(found)
+    client = found["client"] is not None
+    if found["engine"] in {None, "server"} and not client:
+        found["base_url"] = found["base_url"] or os.environ.get("QWEN3_EMBEDDINGS_BASE_URL")
+    found["engine"] = engine_kind(found["engine"], "client" if client else found["base_url"])
+    model = found["model"] or os.environ.get("QWEN3_EMBEDDINGS_MODEL") or None
+    found["model"] = model
+    if found["engine"] != "server":
+        found["model"] = local_path(model or models.DEFAULT_MODEL)
+    if found["dimensions"] is not None:
+        known = models.MODELS.get(found["model"] or "")
+        found["dimensions"] = check_dimensions(
+            found["dimensions"], known.dimensions if known else None
+        )
+    if found["timeout"] is None:
+        found["timeout"] = TIMEOUT
+    found["default_headers"] = hide(found["default_headers"] or {})
+    found["engine_kwargs"] = dict(found["engine_kwargs"] or {})
+    return found
+
+
+def engine_arguments(
+    settings: Mapping[str, Any], api_key: str | SupportsSecret | None
+) -> dict[str, Any]:
+    """Return the keyword arguments of the engine's class.
+
+    Args:
+        settings: resolved arguments of an embedder.
+        api_key: the server's key. Default: QWEN3_EMBEDDINGS_API_KEY.
+
+    Raises:
+        ConfigurationError: the arguments contradict each other.
+    """
+    if settings["engine"] != "server":
+        return {name: settings[name] for name in ("model", "dtype", "engine_kwargs")}
+    if settings["engine_kwargs"]:
+        raise ConfigurationError(
+            "engine_kwargs are for an engine in this process. Set a server's where it starts."
+        )
+    names = ("timeout", "max_retries", "restart_timeout", "default_headers", "verify")
+    arguments = {name: settings[name] for name in (*names, "model", "base_url")}
+    arguments["max_concurrency"] = settings["max_concurrency"] or 16
+    arguments["batch_size"] = settings["batch_size"] or 64
+    for name in ("client", "http_client"):
+        if settings[name] is not None:
+            arguments[name] = settings[name]
+    if settings["client"] is None:
+        api_key = api_key or os.environ.get("QWEN3_EMBEDDINGS_API_KEY")
+    elif api_key:
+        raise ConfigurationError("client has a key of its own. Leave api_key out.")
+    return arguments | {"api_key": Secret.of(api_key)}
+
+
+def local_path(model: str) -> str:
+    """Return `model` with a leading ``~`` replaced by the home folder."""
+    return os.path.expanduser(model)
+
+
+def _path_text(model: object) -> object:
+    return os.fspath(model) if isinstance(model, os.PathLike) else model
 
 
 def check(settings: Mapping[str, Any]) -> None:
@@ -30,7 +123,36 @@ def check(settings: Mapping[str, Any]) -> None:
     check_dtype(settings["dtype"])
     if settings["on_error"] not in {"stop", "finish"}:
         raise ConfigurationError(f"no on_error={settings['on_error']!r}. Use 'stop' or 'finish'.")
+    long_texts.check_overflow(settings["overflow"])
     check_engine_kwargs(settings["engine_kwargs"] or {})
+
+
+def check_clients(settings: Mapping[str, Any]) -> None:
+    """Refuse arguments that contradict a client of the caller's own."""
+    client, http_client = settings["client"], settings["http_client"]
+    if client is not None and http_client is not None:
+        raise ConfigurationError("client and http_client contradict each other. Pass one of them.")
+    if client is not None and settings["base_url"]:
+        raise ConfigurationError("client has a base_url of its own. Leave base_url out.")
+    if client is not None and settings["engine"] not in {None, "server"}:
+        raise ConfigurationError(
+            f"client is for a server, and engine={settings['engine']!r} runs in this process. "
+            "Leave one of them out."
+        )
+
+
+def check_can_pickle(settings: Mapping[str, Any]) -> None:
+    """Refuse to pickle a client of the caller's own.
+
+    Raises:
+        TypeError: there is one.
+    """
+    for name in ("client", "http_client"):
+        if settings[name] is not None:
+            raise TypeError(
+                f"an object with {name}= is not pickled: its connections stay in this process. "
+                "Pass base_url and default_headers instead."
+            )
 
 
 def check_types(settings: Mapping[str, Any]) -> None:

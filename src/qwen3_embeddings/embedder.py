@@ -2,65 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import hashlib
+import dataclasses
 import json
-import os
-import re
-import unicodedata
-from collections.abc import (
-    Callable,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-)
+from collections.abc import Coroutine, Generator, Iterable, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from qwen3_embeddings import event_loop, models
-from qwen3_embeddings import long_texts as policies
-from qwen3_embeddings.config import check, check_count, engine_kind
+from qwen3_embeddings import config, event_loop, models, vectors
+from qwen3_embeddings.closing import Closing
+from qwen3_embeddings.config import Dtype, EngineKind, OnError, Role
 from qwen3_embeddings.doctor.report import Report
-from qwen3_embeddings.engines.base import Engine, Prompt, Served, check_lengths
+from qwen3_embeddings.encoding import Policy, encode, token_ids
+from qwen3_embeddings.engines.base import Served, Usage
 from qwen3_embeddings.engines.registry import Lease
-from qwen3_embeddings.errors import (
-    ConfigurationError,
-    Qwen3EmbeddingsError,
-    ServerError,
-    ServerRefusedError,
-    ServerResponseError,
-    TextEncodingError,
-    TextError,
-    TextRefusedError,
-    TextsFailedError,
-    TextTooLongError,
-    TextTypeError,
-)
+from qwen3_embeddings.errors import ConfigurationError
+from qwen3_embeddings.fingerprint import fingerprint
+from qwen3_embeddings.inputs import check_list, check_texts, read
+from qwen3_embeddings.long_texts import Overflow
 from qwen3_embeddings.prompts import Task, find_task, instruct
-from qwen3_embeddings.redaction import Secret, SupportsSecret, hide, shown
-from qwen3_embeddings.request import Output, Plan, Texts, positions_of, slices
+from qwen3_embeddings.redaction import SupportsSecret, shown
+from qwen3_embeddings.request import Texts
 from qwen3_embeddings.stream import AsyncStream, Stream, ahead
-from qwen3_embeddings.vectors import Vectors, check_dimensions
+from qwen3_embeddings.vectors import Matrix, Vector, Vectors
 
 if TYPE_CHECKING:
+    import os
     import ssl
 
-Role = Literal["query", "document"]
 
-# Engine arguments that steer speed and memory and can change no vector.
-_NEUTRAL = frozenset(
-    {"gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
-    | {"async_scheduling"}
-    | {"enable_prefix_caching", "enforce_eager", "disable_log_stats", "scheduling_policy"}
-    | {"device", "download_dir", "hf_token", "use_tqdm_on_load"}
-)
-
-
-class Embedder:
+class Embedder(Closing):
     """Qwen3-Embedding vectors, from vLLM in this process or from a server.
 
     Thread-safe, and usable from any number of event loops; embedders of one configuration share
@@ -110,9 +83,12 @@ class Embedder:
         MissingDependencyError: the engine's extra is not installed.
     """
 
+    batch_parameter: ClassVar[str] = "batch_size"
+    """Name of `batch_size` in messages; an integration that calls it otherwise overrides it."""
+
     def __init__(
         self,
-        model: str | None = None,
+        model: str | os.PathLike[str] | None = None,
         *,
         dimensions: int | None = None,
         task: str | Task = "web_search",
@@ -120,104 +96,139 @@ class Embedder:
         document_instruction: str | None = None,
         base_url: str | None = None,
         api_key: str | SupportsSecret | None = None,
-        engine: str | None = None,
-        dtype: str = "auto",
-        overflow: str = "error",
-        on_error: str = "stop",
+        engine: EngineKind | None = None,
+        dtype: Dtype = "auto",
+        overflow: Overflow = "error",
+        on_error: OnError = "stop",
         batch_size: int | None = None,
         max_concurrency: int | None = None,
-        timeout: float = 60.0,
+        timeout: float | None = config.TIMEOUT,
         max_retries: int = 4,
         restart_timeout: float = 180.0,
         default_headers: Mapping[str, str | SupportsSecret] | None = None,
         verify: bool | str | ssl.SSLContext = True,
         engine_kwargs: Mapping[str, Any] | None = None,
+        client: Any = None,
+        http_client: Any = None,
     ) -> None:
-        settings = {k: v for k, v in locals().items() if k not in {"self", "api_key"}}
-        check(settings)
-        settings["default_headers"] = hide(default_headers or {})
-        environment = os.environ.get
-        if engine in {None, "server"}:
-            base_url = base_url or environment("QWEN3_EMBEDDINGS_BASE_URL")
-        self.engine = engine_kind(engine, base_url)
-        model = model or environment("QWEN3_EMBEDDINGS_MODEL") or None
-        self.model = model if self.engine == "server" else model or models.DEFAULT_MODEL
-        self.base_url = base_url
-        self.dtype = dtype
-        self.overflow = policies.check_overflow(overflow)
-        self.on_error = on_error
-        known = models.MODELS.get(self.model or "")
-        native = known.dimensions if known else None
-        self.dimensions = None if dimensions is None else check_dimensions(dimensions, native)
+        given = {k: v for k, v in locals().items() if k not in {"self", "api_key"}}
+        settings = self._settings = config.resolve(given)
+        self.model: str | None = settings["model"]
+        self.engine: EngineKind = settings["engine"]
+        self.base_url: str | None = settings["base_url"]
+        self.dimensions: int | None = settings["dimensions"]
+        self.dtype, self.overflow, self.on_error = dtype, overflow, on_error
         self.batch_size = batch_size
+        self._policy = Policy(self.dimensions, overflow, on_error, batch_size)
         self._choose_instructions(task, query_instruction, document_instruction)
-        self._engine_kwargs = dict(engine_kwargs or {})
-        # Pickled as resolved here: another process's environment must not make it another model.
-        resolved = {"model": self.model, "base_url": self.base_url, "engine": self.engine}
-        self._settings = settings | resolved
-        key = api_key or environment("QWEN3_EMBEDDINGS_API_KEY")
-        self._lease = Lease(self.engine, self._engine_arguments(key))
-
-    def _engine_arguments(self, key: str | SupportsSecret | None) -> dict[str, Any]:
-        """What the engine is made with."""
-        if self.engine != "server":
-            passed = {"model": self.model, "dtype": self.dtype}
-            return passed | {"engine_kwargs": self._engine_kwargs}
-        if self._engine_kwargs:
-            raise ConfigurationError(
-                "engine_kwargs are for an engine in this process. Set a server's where it starts."
-            )
-        mine = self._settings
-        names = ("timeout", "max_retries", "restart_timeout", "default_headers", "verify")
-        return {name: mine[name] for name in (*names, "model", "base_url")} | {
-            "api_key": Secret.of(key),
-            "max_concurrency": mine["max_concurrency"] or 16,
-            "batch_size": mine["batch_size"] or 64,
-        }
+        self._usage = Usage()
+        self._lease = Lease(self.engine, config.engine_arguments(settings, api_key))
 
     # Embedding.
 
-    def encode_query(self, texts: Iterable[str], *, show_progress: bool = False) -> Vectors:
+    @overload
+    def encode_query(  # type: ignore[overload-overlap]
+        self, texts: str, *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Vector: ...
+
+    @overload
+    def encode_query(
+        self, texts: Iterable[str], *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Matrix: ...
+
+    def encode_query(
+        self, texts: Iterable[str], *, show_progress: bool = False, usage: Usage | None = None
+    ) -> Vectors:
         """Embed queries, each under the task's instruction.
 
         Args:
-            texts: a list of strings, not a string.
+            texts: a list of strings, or one string. Tuples, iterators, pandas and polars Series,
+                NumPy and pyarrow string arrays count as lists.
             show_progress: draw a progress bar.
+            usage: counter to add this call's texts and tokens to; `Embedder.usage` has the total
+                of all calls.
 
         Returns:
             float32 array (n, dimensions) of unit rows, in the order of `texts`; (0, dimensions)
-            for no texts.
+            for no texts. For one string one vector (dimensions,).
 
         Raises:
-            TextTypeError: a text is not a string.
+            TextTypeError: a text is not a string, or `texts` is not a list of texts.
             TextEncodingError: a text holds a lone surrogate.
             TextTooLongError: a text is over the context and `overflow` is "error".
-            TextRefusedError: the server refuses a text and takes others.
-            InvalidVectorError: the engine answered NaN, infinity or zeros to a text.
-            TextsFailedError: in place of these, after all other texts, with on_error="finish".
-            DimensionsError: `dimensions` is over what the engine's model has.
+            TextRefusedError: the server refuses a text and accepts others.
+            InvalidVectorError: the engine returned NaN, infinity or zeros for a text.
+            TextsFailedError: instead of these, after all other texts, with on_error="finish".
+            DimensionsError: `dimensions` exceeds the native size of the engine's model.
             EngineError: the engine or server failed; the subclass says how.
 
-        Whatever of these comes after something was computed carries it as `error.computed`.
-        """
-        return event_loop.run(self._encode(self._check(texts, "query"), show_progress))
+        If some texts were embedded before the error occurred, their vectors are available as
+        `error.computed`.
 
-    def encode_document(self, texts: Iterable[str], *, show_progress: bool = False) -> Vectors:
-        """Embed documents: bare, or in a symmetric task under its instruction.
+        Example:
+            >>> embedder = Embedder("Qwen/Qwen3-Embedding-0.6B")
+            >>> embedder.encode_query(["What is the capital of China?"]).shape
+            (1, 1024)
+            >>> embedder.encode_query("What is the capital of China?").shape
+            (1024,)
+        """
+        return event_loop.run(self._call(texts, "query", show_progress, usage))
+
+    @overload
+    def encode_document(  # type: ignore[overload-overlap]
+        self, texts: str, *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Vector: ...
+
+    @overload
+    def encode_document(
+        self, texts: Iterable[str], *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Matrix: ...
+
+    def encode_document(
+        self, texts: Iterable[str], *, show_progress: bool = False, usage: Usage | None = None
+    ) -> Vectors:
+        """Embed documents: without instruction, or in a symmetric task under its instruction.
 
         Arguments, result and errors are those of `encode_query`.
-        """
-        return event_loop.run(self._encode(self._check(texts, "document"), show_progress))
 
-    async def aencode_query(self, texts: Iterable[str], *, show_progress: bool = False) -> Vectors:
-        """`encode_query` for coroutines; cancelling it drops its texts from the engine."""
-        return await event_loop.wait(self._encode(self._check(texts, "query"), show_progress))
+        Example:
+            >>> embedder = Embedder("Qwen/Qwen3-Embedding-0.6B")
+            >>> embedder.encode_document(["Beijing is the capital.", "Bread is baked."]).shape
+            (2, 1024)
+        """
+        return event_loop.run(self._call(texts, "document", show_progress, usage))
+
+    @overload
+    async def aencode_query(  # type: ignore[overload-overlap]
+        self, texts: str, *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Vector: ...
+
+    @overload
+    async def aencode_query(
+        self, texts: Iterable[str], *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Matrix: ...
+
+    async def aencode_query(
+        self, texts: Iterable[str], *, show_progress: bool = False, usage: Usage | None = None
+    ) -> Vectors:
+        """Embed queries like `encode_query`; cancelling it drops its texts from the engine."""
+        return await event_loop.wait(self._call(texts, "query", show_progress, usage))
+
+    @overload
+    async def aencode_document(  # type: ignore[overload-overlap]
+        self, texts: str, *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Vector: ...
+
+    @overload
+    async def aencode_document(
+        self, texts: Iterable[str], *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Matrix: ...
 
     async def aencode_document(
-        self, texts: Iterable[str], *, show_progress: bool = False
+        self, texts: Iterable[str], *, show_progress: bool = False, usage: Usage | None = None
     ) -> Vectors:
-        """`encode_document` for coroutines; cancelling it drops its texts from the engine."""
-        return await event_loop.wait(self._encode(self._check(texts, "document"), show_progress))
+        """Embed documents like `encode_document`; cancelling it drops its texts from the engine."""
+        return await event_loop.wait(self._call(texts, "document", show_progress, usage))
 
     def stream(self, texts: Iterable[str], *, role: Role = "document", size: int = 2048) -> Stream:
         """Embed texts of any number, in order, in bounded memory: nothing is read far ahead.
@@ -244,14 +255,122 @@ class Embedder:
     def _ahead(
         self, texts: Iterable[str], role: Role, size: int
     ) -> Generator[tuple[int, Future[Vectors]]]:
-        _check_list(texts)
-        check_count("size", size)
-        self._instruction(role)  # a wrong role is said before anything is read
+        check_list(texts)
+        config.check_count("size", size)
+        self._instruction(role)  # a wrong role is reported before anything is read
 
-        async def encode(batch: list[str]) -> Vectors:
-            return await self._encode(self._check(batch, role), show_progress=False)
+        async def start(batch: list[str]) -> Vectors:
+            return await self._call(batch, role, show_progress=False, usage=None)
 
-        return ahead(texts, size, lambda batch: event_loop.submit(encode(batch)))
+        return ahead(read(texts), size, lambda batch: event_loop.submit(start(batch)))
+
+    def similarity(self, a: ArrayLike, b: ArrayLike) -> Matrix:
+        """Return the cosine similarity of every vector in `a` with every vector in `b`.
+
+        Args:
+            a: vectors (n, dimensions), or one vector (dimensions,).
+            b: vectors (m, dimensions), or one vector (dimensions,).
+
+        Returns:
+            float32 array (n, m).
+
+        Raises:
+            DimensionsError: `a` and `b` have vectors of different sizes.
+            InvalidVectorError: a vector is not finite or has length zero.
+
+        Example:
+            >>> queries = embedder.encode_query(["capital of China"])
+            >>> documents = embedder.encode_document(["Beijing", "Bread"])
+            >>> embedder.similarity(queries, documents).shape
+            (1, 2)
+        """
+        return vectors.similarity(a, b)
+
+    # Sizes and tokens.
+
+    @property
+    def embedding_dimension(self) -> int:
+        """Number of dimensions of the vectors, for example to create a vector store with.
+
+        `dimensions` where it is set, else the native size of the model. No engine is started: the
+        size of a published model is known, that of a local checkpoint is in its ``config.json``,
+        and that of another hub id is read from the hub. A server is asked, unless it is called by
+        the name of a published model; in a coroutine await `astart` first.
+
+        Raises:
+            UnknownModelError: the model is not known, not local and not on a reachable hub.
+            ServerError: the server has to be asked and cannot be.
+        """
+        if self.dimensions is not None:
+            return self.dimensions
+        if self.model and (shape := models.known_shape(self.model)):
+            return shape.dimensions
+        if self.engine == "server" or self.model is None:
+            return self.start().native
+        return models.describe(self.model).dimensions
+
+    @overload
+    def count_tokens(  # type: ignore[overload-overlap]
+        self, texts: str, *, role: Role = ...
+    ) -> int: ...
+
+    @overload
+    def count_tokens(self, texts: Iterable[str], *, role: Role = ...) -> list[int]: ...
+
+    def count_tokens(self, texts: Iterable[str], *, role: Role = "document") -> int | list[int]:
+        """Count the tokens that the model reads for each text.
+
+        The model's own tokenizer counts. The instruction of the role and the end token are
+        included, because both are part of the input and count towards the context. A text over
+        the context is counted whole.
+
+        Args:
+            texts: a list of strings, or one string.
+            role: "document" or "query"; it decides which instruction is included.
+
+        Returns:
+            One number per text; for one string the number itself.
+
+        Raises:
+            TextTypeError: a text is not a string, or `texts` is not a list of texts.
+            TextEncodingError: a text holds a lone surrogate.
+            ConfigurationError: the server has no ``/tokenize``.
+            EngineError: the engine or server failed.
+
+        Example:
+            >>> embedder.count_tokens("Hello")
+            2
+            >>> embedder.count_tokens(["Hello", ""])
+            [2, 1]
+        """
+        return event_loop.run(self._count(texts, role))
+
+    @overload
+    async def acount_tokens(  # type: ignore[overload-overlap]
+        self, texts: str, *, role: Role = ...
+    ) -> int: ...
+
+    @overload
+    async def acount_tokens(self, texts: Iterable[str], *, role: Role = ...) -> list[int]: ...
+
+    async def acount_tokens(
+        self, texts: Iterable[str], *, role: Role = "document"
+    ) -> int | list[int]:
+        """Count tokens like `count_tokens`."""
+        return await event_loop.wait(self._count(texts, role))
+
+    @property
+    def usage(self) -> Usage:
+        """Texts and tokens that this object has embedded so far, as a copy.
+
+        Instruction and end token are included. Copies and `with_task` siblings count on their own.
+
+        Example:
+            >>> embedder.encode_document(["Hello", "Hello"])
+            >>> embedder.usage
+            Usage(texts=2, tokens=4, uncounted=0)
+        """
+        return dataclasses.replace(self._usage)
 
     # The engine.
 
@@ -287,7 +406,7 @@ class Embedder:
             model=self.model,
             dimensions=self.dimensions,
             instruction=self._instruction("query"),
-            reference=reference,
+            reference=config.local_path(reference) if reference else None,
         )
 
     def with_task(
@@ -297,10 +416,25 @@ class Embedder:
         query_instruction: str | None = None,
         document_instruction: str | None = None,
     ) -> Self:
-        """A sibling for another task on the same engine; closing either closes both.
+        """Return an embedder for another task on the same engine.
+
+        Each of the two is closed on its own. The engine stops when the last one is closed. The
+        sibling of a closed embedder is closed.
+
+        Args:
+            task: name of a preset in `TASKS`, or a `Task`.
+            query_instruction: free text instead of the task's; then documents have none.
+            document_instruction: free text for documents.
+
+        Returns:
+            The sibling; this embedder stays as it is.
 
         Raises:
             UnknownTaskError: `task` is not a preset.
+
+        Example:
+            >>> code = embedder.with_task("code")
+            >>> vector = code.encode_query("read a file line by line")
         """
         sibling = self.__copy__()
         sibling._choose_instructions(task, query_instruction, document_instruction)
@@ -316,18 +450,6 @@ class Embedder:
         if engine := self._lease.detach():
             await event_loop.wait(engine.close())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
     # Identity.
 
     def fingerprint(self, role: Role) -> str:
@@ -340,51 +462,58 @@ class Embedder:
         what a server keeps to itself: another precision or quantised weights, and a context
         shorter than the model's, to which `overflow` cuts sooner.
         """
-        name = self.model or self.start().model
-        shape = models.known_shape(name)
-        neutral = _NEUTRAL if self.overflow != "error" else _NEUTRAL | {"max_model_len"}
-        kwargs = {k: v for k, v in self._engine_kwargs.items() if k not in neutral}
-        dtype = "auto" if self.engine == "server" else self.dtype  # a server has chosen its own
-        size = self.dimensions or (shape.dimensions if shape else "native")
-        parts = {
-            "model": models.weights_digest(name),
-            "dimensions": size,
-            "template": instruct(self._instruction(role), ""),
-            "dtype": shape.precision(dtype) if shape else dtype,
-            "overflow": self.overflow,
-            "engine_kwargs": kwargs,
-        }
-        digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode())
-        slug = re.sub(r"[^A-Za-z0-9.]+", "-", name.rstrip("/").rsplit("/", 1)[-1])
-        return f"{slug}-{size}-{digest.hexdigest()[:16]}"
+        return fingerprint(
+            self.model or self.start().model,
+            dimensions=self.dimensions,
+            template=instruct(self._instruction(role), ""),
+            dtype="auto" if self.engine == "server" else self.dtype,  # a server has chosen its own
+            overflow=self.overflow,
+            engine_kwargs=self._settings["engine_kwargs"],
+        )
 
     def __repr__(self) -> str:
         shown = {"model": self.model, "engine": self.engine, "dimensions": self.dimensions}
         shown |= {"task": self.task.name}
         return f"Embedder({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
+    def __eq__(self, other: object) -> bool:
+        """Compare settings. Keys and secret headers do not count, as they change no vector."""
+        return type(other) is type(self) and other._identity() == self._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> str:
+        """Return what equal settings have in common, without secrets."""
+        settings = self._public_settings() | {"task": dataclasses.astuple(self.task)}
+        return json.dumps(settings, sort_keys=True, default=lambda v: f"{type(v)}@{id(v)}")
+
     def __copy__(self) -> Self:
-        """Another handle on the same engine."""
+        """Return another handle on the same engine, which is closed on its own."""
         sibling = object.__new__(type(self))
         sibling.__dict__.update(self.__dict__)
+        sibling._lease = self._lease.share()
+        sibling._usage = Usage()
         return sibling
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same as a copy: an engine is not copied, and a key travels within the process."""
+        """Return a copy as `copy.copy` does: an engine is not copied."""
         return self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as its settings, without key and secret headers.
+        """Pickle the settings, without key and secret headers.
 
         The other process reads the key from its environment.
+
+        Raises:
+            TypeError: the embedder uses a client of the caller's own.
         """
-        others = {
-            "default_headers": shown(self._settings["default_headers"]),
-            "task": self.task,
-            "query_instruction": self.query_instruction,
-            "document_instruction": self.document_instruction,
-        }
-        return _rebuild, (type(self), self._settings | others)
+        config.check_can_pickle(self._settings)
+        return _rebuild, (type(self), self._public_settings())
+
+    def _public_settings(self) -> dict[str, Any]:
+        headers = shown(self._settings["default_headers"])
+        return self._settings | {"default_headers": headers}
 
     # How a text goes.
 
@@ -396,6 +525,11 @@ class Embedder:
             self.task = Task("custom", query_instruction)
         self.query_instruction = query_instruction
         self.document_instruction = document_instruction
+        self._settings = self._settings | {
+            "task": self.task,
+            "query_instruction": query_instruction,
+            "document_instruction": document_instruction,
+        }
 
     def _instruction(self, role: Role) -> str:
         if role not in {"query", "document"}:
@@ -405,209 +539,41 @@ class Embedder:
         return self.document_instruction or ""
 
     def _check(self, texts: Iterable[str], role: Role) -> Texts:
-        """The prompts of a call, or a typed error before anything is computed."""
-        failures: list[TextError] = []
-        _check_list(texts)
-        items = list(texts)
-        wrong = [i for i, text in enumerate(items) if not isinstance(text, str)]
-        if wrong:
-            kind = type(items[wrong[0]]).__name__
-            said = f"{kind} is not str: decode, convert or leave it out."
-            self._keep(failures, TextTypeError(said, wrong))
-            items = [text if isinstance(text, str) else "" for text in items]
-        instruction = self._instruction(role)
-        prompts = [instruct(instruction, text) for text in items]
-        lengths = [_token_bound(prompt) for prompt in prompts]
-        torn = [i for i, length in enumerate(lengths) if length < 0]
-        if torn:
-            said = (
-                "a lone surrogate (half of a character) cannot be tokenized. Read the source with "
-                "the right encoding, or text.encode('utf-8', 'replace').decode()."
-            )
-            self._keep(failures, TextEncodingError(said, torn))
-        return Texts(prompts, lengths, instruction, role == "query", failures)
+        return check_texts(texts, self._instruction(role), role == "query", self._policy.keep)
 
-    def _keep(self, failures: list[TextError], error: TextError) -> None:
-        """Raise an error about texts, or keep it for the end."""
-        if self.on_error == "stop":
-            raise error
-        failures.append(error)
+    def _call(
+        self, texts: Iterable[str], role: Role, show_progress: bool, usage: Usage | None
+    ) -> Coroutine[Any, Any, Vectors]:
+        """Check a call's texts now, and return the coroutine that embeds them."""
+        checked = self._check(texts, role)
+        return self._encode(checked, isinstance(texts, str), show_progress, usage)
 
-    async def _encode(self, texts: Texts, show_progress: bool) -> Vectors:
+    async def _encode(
+        self, texts: Texts, one: bool, show_progress: bool, usage: Usage | None
+    ) -> Vectors:
         known = models.MODELS.get(self.model or "") if self.engine != "server" else None
         if not texts.prompts and (self.dimensions or known):
             width = self.dimensions or (known.dimensions if known else 0)
             return np.empty((0, width), dtype=np.float32)
-        engine = self._lease.engine
+        mine = Usage()
         try:
-            served = await engine.start()
-        except Qwen3EmbeddingsError as error:  # which every call that waits for the start gets
-            raise error.carrying(None) from error.__cause__
-        size = served.native
-        if self.dimensions is not None:
-            size = check_dimensions(self.dimensions, served.native)
-        if not texts.prompts:
-            return np.empty((0, size), dtype=np.float32)
-        self._check_served(texts, served)
-        plan = await self._plan(engine, texts, served.context)
-        # Pieces are averaged at full size, so that cutting and averaging commute.
-        output = Output(plan, served.native if plan.split else size, texts.failures)
-        total = len(texts.prompts)
-        try:
-            await self._embed(engine, output, texts.urgent, show_progress)
-        except Qwen3EmbeddingsError as error:
-            raise error.carrying(output.texts(size, total)) from error.__cause__
-        computed = output.texts(size, total)
-        if output.failures:
-            one = self.on_error == "stop"
-            failure = output.failures[0] if one else TextsFailedError.of(output.failures)
-            raise failure.carrying(computed)
-        return computed.vectors
+            rows = await encode(self._lease.engine, texts, self._policy, show_progress, mine)
+        finally:
+            self._usage.merge(mine)
+            if usage is not None:
+                usage.merge(mine)
+        return rows[0] if one else rows
 
-    def _check_served(self, texts: Texts, served: Served) -> None:
-        """Refuse what this engine would answer with the vectors of other texts."""
-        if served.context is None and self.overflow != "error":
-            raise ConfigurationError(
-                f"overflow={self.overflow!r} needs the context, and this server does not tell its "
-                "own. Use overflow='error' and split the texts, or a vLLM or llama.cpp server."
-            )
-        altered = [i for i, prompt in enumerate(texts.prompts) if prompt != prompt.strip()]
-        if served.strips and altered:
-            said = (
-                "the server takes outer white space off, and would answer with the vector of "
-                "another text. Strip the text yourself, or use a server that reads it as it is."
-            )
-            self._keep(texts.failures, TextError(said, altered))
+    def _count(self, texts: Iterable[str], role: Role) -> Coroutine[Any, Any, int | list[int]]:
+        checked = self._check(texts, role)
 
-    async def _plan(self, engine: Engine, texts: Texts, context: int | None) -> Plan:
-        """What to embed of each text, after the overflow policy.
+        async def count() -> int | list[int]:
+            if checked.failures:
+                raise checked.failures[0]
+            counts = [len(ids) for ids in await token_ids(self._lease.engine, checked)]
+            return counts[0] if isinstance(texts, str) else counts
 
-        Only texts that could be over the context are tokenized ahead of the engine.
-        """
-        prompts: list[Prompt] = list(texts.prompts)
-        suspects = [i for i, n in enumerate(texts.lengths) if context and n > context]
-        encodings: dict[int, list[int]] = {}
-        if context and suspects:
-            ids = await self._tokenize(engine, texts, suspects)
-            encodings = {i: tokens for i, tokens in ids.items() if len(tokens) > context}
-        if context and encodings:
-            if self.overflow == "mean":
-                return await self._split(engine, texts, encodings, context)
-            if self.overflow == "truncate":
-                for i, tokens in encodings.items():
-                    prompts[i] = policies.cut(tokens, context)
-            else:
-                try:
-                    check_lengths([encodings.get(i, []) for i in range(len(prompts))], context)
-                except TextTooLongError as error:
-                    self._keep(texts.failures, error)
-        failed = positions_of(texts.failures)
-        owners = [i for i in range(len(prompts)) if i not in failed]
-        return Plan([prompts[i] for i in owners], owners, [1.0] * len(owners))
-
-    async def _split(
-        self, engine: Engine, texts: Texts, encodings: dict[int, list[int]], context: int
-    ) -> Plan:
-        """The plan of ``overflow="mean"``: pieces of the over-long texts, each instructed."""
-        template = (await engine.tokenize([instruct(texts.instruction, "")], texts.urgent))[0][:-1]
-        plan = Plan([], [], [], split=True)
-        failed = positions_of(texts.failures)
-        for i, prompt in enumerate(texts.prompts):
-            if i in failed:
-                continue
-            pieces: list[Prompt] = [prompt]
-            head = 0
-            if i in encodings:
-                head = policies.shared_head(encodings[i], template)
-                pieces = list(policies.split(encodings[i], context, head))
-            plan.prompts.extend(pieces)
-            plan.owners.extend([i] * len(pieces))
-            plan.weights.extend(float(max(len(piece) - head - 1, 1)) for piece in pieces)
-        return plan
-
-    async def _tokenize(
-        self, engine: Engine, texts: Texts, positions: list[int]
-    ) -> dict[int, list[int]]:
-        """Token ids of some of the texts, by position; without those that have none."""
-        try:
-            prompts = [texts.prompts[i] for i in positions]
-            ids = await engine.tokenize(prompts, texts.urgent)
-            return dict(zip(positions, ids, strict=True))
-        except (ServerError, TextRefusedError) as error:
-            if self.overflow == "error":
-                return {}  # the server itself refuses what is too long
-            if isinstance(error, TextRefusedError):
-                refused = {positions[i] for i in error.positions}
-                self._keep(texts.failures, error.at(refused))
-                others = [i for i in positions if i not in refused]
-                return await self._tokenize(engine, texts, others) if others else {}
-            if not isinstance(error, (ServerResponseError, ServerRefusedError)):
-                raise
-            raise ConfigurationError(
-                f"overflow={self.overflow!r} needs the server's tokenizer, and this server has no "
-                f"/tokenize ({error}). Use overflow='error' and split the texts, or a vLLM server."
-            ) from error
-
-    async def _embed(
-        self, engine: Engine, output: Output, urgent: bool, show_progress: bool
-    ) -> None:
-        """Fill `output`, chunk by chunk, several chunks in flight."""
-        prompts = output.plan.prompts
-        free = asyncio.Semaphore(engine.chunks_in_flight)
-
-        async def embed_chunk(chunk: slice) -> None:
-            rows = output.left(range(chunk.start, chunk.stop))
-            while rows:  # again while some have neither a vector nor an error
-                try:
-                    async with free:
-                        mine = [prompts[i] for i in rows]
-                        answer = await engine.embed(mine, output.width, urgent)
-                    output.put(rows, answer)
-                except Qwen3EmbeddingsError as error:
-                    output.fail(rows, error)
-                if output.failures and self.on_error == "stop":
-                    raise output.failures[0]
-                left = output.left(rows)
-                advance(len(rows) - len(left))
-                rows = left
-
-        chunks = list(slices(prompts, self.batch_size, engine))
-        with _progress(len(prompts), show_progress) as advance:
-            if len(chunks) == 1:  # most calls: a task of its own would cost as much as the rest
-                return await embed_chunk(chunks[0])
-            await event_loop.gather(map(embed_chunk, chunks))
-
-
-@contextlib.contextmanager
-def _progress(total: int, shown: bool) -> Iterator[Callable[[int], object]]:
-    """What to call with a number of texts done; a hidden tqdm costs 0.1 ms to make."""
-    if not shown:
-        yield lambda _: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc="Embedding", unit="text") as bar:
-        yield bar.update
-
-
-def _token_bound(text: str) -> int:
-    """The most tokens a text can have, or -1 when a lone surrogate keeps it from having any.
-
-    A byte-level tokenizer makes at most one token of a byte, and one end token. It reads the text
-    in NFC, which can be longer than the text.
-    """
-    try:
-        return 1 + len(text if text.isascii() else unicodedata.normalize("NFC", text).encode())
-    except UnicodeEncodeError:
-        return -1
-
-
-def _check_list(texts: object) -> None:
-    scalar = isinstance(texts, np.ndarray) and not texts.ndim
-    if isinstance(texts, (str, bytes)) or scalar or not isinstance(texts, Iterable):
-        raise TextTypeError(
-            f"texts is {type(texts).__name__}, not a list of str. For one text write [text]."
-        )
+        return count()
 
 
 def _rebuild(cls: type[Embedder], settings: dict[str, Any]) -> Embedder:

@@ -19,6 +19,10 @@ from qwen3_embeddings.errors import DimensionsError, InvalidVectorError
 from qwen3_embeddings.models import MIN_DIMENSIONS
 
 Vectors = NDArray[np.float32]
+Vector = np.ndarray[tuple[int], np.dtype[np.float32]]
+"""One vector (dimensions,)."""
+Matrix = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+"""Vectors (n, dimensions), one per row."""
 
 
 def check_dimensions(dimensions: SupportsIndex | float, native: int | None = None) -> int:
@@ -38,6 +42,10 @@ def check_dimensions(dimensions: SupportsIndex | float, native: int | None = Non
         size = operator.index(whole)
     except TypeError:
         size = -1
+    if isinstance(dimensions, str):
+        raise DimensionsError(
+            f"dimensions={dimensions!r} is a str: use {span}, for example int({dimensions!r})."
+        )
     if isinstance(dimensions, bool) or size < MIN_DIMENSIONS or (native and size > native):
         raise DimensionsError(
             f"dimensions={dimensions!r} is out of range: use {span}, or None for the native size."
@@ -81,6 +89,34 @@ def normalize(vectors: Vectors) -> Vectors:
         )
     unit: Vectors = (vectors / lengths[..., None]).astype(np.float32)
     return unit
+
+
+def similarity(a: ArrayLike, b: ArrayLike) -> Matrix:
+    """Return the cosine similarity of every vector in `a` with every vector in `b`.
+
+    Args:
+        a: vectors (n, dimensions), or one vector (dimensions,).
+        b: vectors (m, dimensions), or one vector (dimensions,).
+
+    Returns:
+        float32 array (n, m); one vector counts as a matrix of one row.
+
+    Raises:
+        DimensionsError: `a` and `b` have vectors of different sizes.
+        InvalidVectorError: a vector is not finite or has length zero.
+
+    Example:
+        >>> similarity([[1.0, 0.0], [0.0, 2.0]], [3.0, 0.0]).tolist()
+        [[1.0], [0.0]]
+    """
+    rows, columns = (np.atleast_2d(np.asarray(side, dtype=np.float32)) for side in (a, b))
+    if rows.shape[-1] != columns.shape[-1]:
+        raise DimensionsError(
+            f"vectors of {rows.shape[-1]} and of {columns.shape[-1]} dimensions have no cosine. "
+            "Embed both with the same model and dimensions."
+        )
+    cosines: Matrix = normalize(rows) @ normalize(columns).T
+    return cosines
 
 
 BLOCK = 256

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import ssl
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypedDict, Unpack
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.utils import secret_from_env
@@ -14,17 +15,64 @@ from pydantic import (
     Field,
     PrivateAttr,
     SecretStr,
+    SkipValidation,
     field_serializer,
     field_validator,
 )
 
-from qwen3_embeddings import ConfigurationError, Embedder, Task
-from qwen3_embeddings.config import check_at_least
-from qwen3_embeddings.redaction import hide, shown
-from qwen3_embeddings.vectors import alists, lists
+from qwen3_embeddings import Embedder, Task
+from qwen3_embeddings import similarity as cosines
+from qwen3_embeddings.integration import (
+    TIMEOUT,
+    Dtype,
+    EmbedderHandle,
+    EngineKind,
+    OnError,
+    Overflow,
+    accept_synonyms,
+    ato_list,
+    check_at_least,
+    check_can_pickle,
+    hide_headers,
+    show_headers,
+    text_list,
+    to_list,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+SYNONYMS = {
+    "api_base": "base_url",
+    "model_name": "model",
+    "openai_api_base": "base_url",
+    "openai_api_key": "api_key",
+    "request_timeout": "timeout",
+    "show_progress": "show_progress_bar",
+}
+"""Names that other embedding classes of LangChain have for our arguments."""
+
+NAMES = {"batch_size": "chunk_size", "document_instruction": "document_instruction"}
+"""What messages of the core call our arguments."""
 
 
-class Qwen3Embeddings(BaseModel, Embeddings):
+class Synonyms(TypedDict, total=False):
+    """The names in `SYNONYMS`, for type checkers."""
+
+    api_base: str | None
+    model_name: str | os.PathLike[str] | None
+    openai_api_base: str | None
+    openai_api_key: str | SecretStr | None
+    request_timeout: float | None
+    show_progress: bool
+
+
+class _Embedder(Embedder):
+    batch_parameter: ClassVar[str] = NAMES["batch_size"]
+
+
+class Qwen3Embeddings(EmbedderHandle, BaseModel, Embeddings):
     """Qwen3-Embedding vectors from vLLM in this process, or from a server.
 
     Queries carry the task's instruction and documents do not, as the models were trained; texts
@@ -140,71 +188,73 @@ class Qwen3Embeddings(BaseModel, Embeddings):
         hide_input_in_errors=True,
     )
 
-    model: str | None = None
-    """Hub id or folder. Default: QWEN3_EMBEDDINGS_MODEL, else what the server serves, else
-    Qwen/Qwen3-Embedding-0.6B."""
+    # The core checks what pydantic skips, so that its typed errors are not buried in pydantic's.
+    model: Annotated[str | None, SkipValidation] = None
+    """Hub id, folder, or name on the server. Default: QWEN3_EMBEDDINGS_MODEL, else what the server
+    serves, else Qwen/Qwen3-Embedding-0.6B."""
 
     base_url: str | None = None
     """Root of an OpenAI-compatible server, e.g. `http://localhost:8000/v1`. Default:
-    QWEN3_EMBEDDINGS_BASE_URL; without either, vLLM runs in this process."""
+    QWEN3_EMBEDDINGS_BASE_URL. Without either, vLLM runs in this process."""
 
     api_key: SecretStr | None = Field(
         default_factory=secret_from_env("QWEN3_EMBEDDINGS_API_KEY", default=None), exclude=True
     )
     """The server's key. Default: QWEN3_EMBEDDINGS_API_KEY. Never shown, dumped or pickled."""
 
-    dimensions: int | None = None
+    dimensions: Annotated[int | None, SkipValidation] = None
     """Matryoshka size, 32 to native; None for native."""
 
     task: str | Task = "web_search"
     """Name of a preset in `qwen3_embeddings.TASKS`, or a `qwen3_embeddings.Task`."""
 
     query_instruction: str | None = None
-    """Free text in place of the task's; then documents stay bare. An empty string embeds queries
-    without any instruction."""
+    """Free text instead of the task's; then documents have no instruction. An empty string embeds
+    queries without any instruction."""
 
     document_instruction: str | None = None
     """Free text for documents. Default: none, or the task's own when it is symmetric."""
 
-    dtype: str = "auto"
+    dtype: Annotated[Dtype, SkipValidation] = "auto"
     """`'auto'` (the checkpoint's own), `'bfloat16'` or `'float32'`, for engines in this process."""
 
-    overflow: str = "error"
+    overflow: Annotated[Overflow, SkipValidation] = "error"
     """What to do with a text longer than the model's context: `'error'`, `'truncate'` (keeps
     instruction and end token) or `'mean'` (pieces, weighted by their tokens)."""
 
-    on_error: str = "stop"
+    on_error: Annotated[OnError, SkipValidation] = "stop"
     """When a text cannot be embedded: `'stop'` at once, or `'finish'` all others first and then
     raise `qwen3_embeddings.TextsFailedError`. Either error carries what was computed."""
 
-    engine: str | None = None
-    """`'vllm'`, `'server'` or `'reference'`; None chooses by `base_url`."""
+    engine: Annotated[EngineKind | None, SkipValidation] = None
+    """Name of the engine, such as `'vllm'`, `'server'` or `'reference'`; None chooses by
+    `base_url`."""
 
     chunk_size: int | None = None
-    """Most texts handed to the engine at once (its own choice), or sent to a server in one request
-    (64)."""
+    """Maximum number of texts passed to the engine at once (its own choice), or sent to a server in
+    one request (64)."""
 
     max_retries: int = 4
-    """Further attempts after what may pass (408, 429 but to one request too many, 5xx but 501,
-    broken connections)."""
+    """Number of retries for transient failures: connection errors, HTTP 408, 429 and 5xx (except
+    501). Concurrency-limit 429s are not counted."""
 
     restart_timeout: float = 180.0
-    """Seconds documents wait for a server that answered before and is down now, as while it
-    restarts. Queries fail after `max_retries`: somebody waits for them."""
+    """How long, in seconds, document requests keep retrying while a server that answered before is
+    down. Queries fail after `max_retries`."""
 
-    timeout: float = 60.0
-    """Seconds one request to a server may take."""
+    timeout: float | None = TIMEOUT
+    """Seconds that one request to a server may take; None for the default."""
 
     default_headers: dict[str, str | SecretStr] | None = Field(default=None, repr=False)
-    """Sent with every request to a server. Values that are secret (a `SecretStr`, or under a name
-    like Authorization, Cookie, X-Api-Key) are, like `api_key`, never shown, dumped or pickled."""
+    """Sent with every request to a server. Secret values (a `SecretStr`, or under a name like
+    Authorization, Cookie, X-Api-Key) are never shown, dumped or pickled, like `api_key`."""
 
     verify: bool | str | ssl.SSLContext = True
     """TLS verification: True, False, a CA file, or an `ssl.SSLContext`."""
 
     max_concurrency: int | None = None
-    """Most requests to a server under way at once, for queries and for documents each (16); fewer
-    while it answers 429 to more."""
+    """Maximum number of in-flight requests per role (queries, documents); 16 by default. Lowered
+    automatically while the server answers 429."""
 
     show_progress_bar: bool = False
     """Draw a progress bar while documents are embedded."""
@@ -212,67 +262,110 @@ class Qwen3Embeddings(BaseModel, Embeddings):
     engine_kwargs: dict[str, Any] | None = Field(default=None, repr=False)
     """Further arguments of the engine, by the engine's own names."""
 
+    client: Any = Field(default=None, exclude=True, repr=False)
+    """An `openai.OpenAI`, `AsyncOpenAI` or Azure client, whose base URL, key, headers and
+    connections are used."""
+
+    http_client: Any = Field(default=None, exclude=True, repr=False)
+    """An httpx client, whose connections are used."""
+
     _embedder: Embedder = PrivateAttr()
+    _own_settings: ClassVar[tuple[str, ...]] = ("show_progress_bar",)
 
     @field_validator("default_headers")
     @classmethod
     def _hide_headers(cls, headers: dict[str, Any] | None) -> dict[str, Any] | None:
-        return headers and hide(headers, SecretStr)
+        return headers and hide_headers(headers, SecretStr)
 
     @field_serializer("default_headers")
     def _dump_headers(self, headers: dict[str, Any] | None) -> dict[str, str] | None:
-        return headers and shown(headers)
+        return headers and show_headers(headers)
 
     @field_serializer("verify", when_used="json")
     def _dump_verify(self, verify: bool | str | ssl.SSLContext) -> bool | str:
         return True if isinstance(verify, ssl.SSLContext) else verify  # JSON has no form for one
 
-    if not TYPE_CHECKING:  # type checkers know the arguments from the fields
-
-        def __init__(self, **settings: Any) -> None:
-            # Not in a validator: pydantic would bury the core's typed errors in its own.
-            super().__init__(**settings)
-            self._embedder = self._make_embedder()
-            found = {"model": self._embedder.model, "base_url": self._embedder.base_url}
-            self.__dict__.update(found)  # what the environment said, past the freeze
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            if not name.startswith("_"):  # pydantic's own error would show the value
-                raise ConfigurationError(
-                    f"{name} cannot be set. Make another with model_copy(update={{{name!r}: …}})."
-                )
-            super().__setattr__(name, value)
+    def __init__(
+        self,
+        *,
+        model: str | os.PathLike[str] | None = None,
+        base_url: str | None = None,
+        api_key: str | SecretStr | None = None,
+        dimensions: int | None = None,
+        task: str | Task = "web_search",
+        query_instruction: str | None = None,
+        document_instruction: str | None = None,
+        dtype: Dtype = "auto",
+        overflow: Overflow = "error",
+        on_error: OnError = "stop",
+        engine: EngineKind | None = None,
+        chunk_size: int | None = None,
+        max_retries: int = 4,
+        restart_timeout: float = 180.0,
+        timeout: float | None = TIMEOUT,
+        default_headers: Mapping[str, str | SecretStr] | None = None,
+        verify: bool | str | ssl.SSLContext = True,
+        max_concurrency: int | None = None,
+        show_progress_bar: bool = False,
+        engine_kwargs: Mapping[str, Any] | None = None,
+        client: Any = None,
+        http_client: Any = None,
+        **others: Unpack[Synonyms],
+    ) -> None:
+        own = {k: v for k, v in locals().items() if k in type(self).model_fields}
+        defaults = {k: field.default for k, field in type(self).model_fields.items()}
+        defaults["api_key"] = None
+        settings = accept_synonyms(own, others, synonyms=SYNONYMS, defaults=defaults, names=NAMES)
+        # Not in a validator: pydantic would turn the core's typed errors into its own.
+        super().__init__(**settings)
+        self._embedder = self._make_embedder()
+        # What the environment and the core made of the arguments, past the freeze.
+        self.__dict__.update({k: getattr(self._embedder, k) for k in ("model", "base_url")})
+        self.__dict__["dimensions"] = self._embedder.dimensions
 
     def _make_embedder(self) -> Embedder:
         check_at_least("chunk_size", self.chunk_size, 1)
         names = Qwen3Embeddings.model_fields.keys() - {"chunk_size", "show_progress_bar"}
         settings = {name: getattr(self, name) for name in names}
-        return Embedder(batch_size=self.chunk_size, **settings)
+        if self.client is not None:
+            settings["api_key"] = None  # the environment's is not meant for it
+        return _Embedder(batch_size=self.chunk_size, **settings)
 
     # Embedding.
 
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed documents: bare, or in a symmetric task under its instruction.
+    def embed_documents(
+        self, texts: Iterable[str], chunk_size: int | None = None
+    ) -> list[list[float]]:
+        """Embed documents: without instruction, or in a symmetric task under its instruction.
 
         Args:
-            texts: the documents.
+            texts: the documents: a list, or what counts as one (tuples, iterators, pandas and
+                polars Series, NumPy and pyarrow string arrays).
+            chunk_size: accepted for callers of `OpenAIEmbeddings`. Requests are as large as the
+                constructor's `chunk_size` allows; the vectors do not depend on it.
 
         Returns:
             A unit vector for each, in their order.
 
         Raises:
-            TextTypeError: a text is not a string.
+            TextTypeError: a text is not a string, or `texts` is not a list of texts.
             TextEncodingError: a text holds a lone surrogate.
             TextTooLongError: a text is over the context and `overflow` is `'error'`.
-            DimensionsError: `dimensions` is over what the engine's model has.
-            TextRefusedError: the server refuses a text and takes others.
-            InvalidVectorError: the engine answered NaN, infinity or zeros to a text.
-            TextsFailedError: in place of these, after all other texts, with `on_error='finish'`.
+            DimensionsError: `dimensions` exceeds the native size of the engine's model.
+            TextRefusedError: the server refuses a text and accepts others.
+            InvalidVectorError: the engine returned NaN, infinity or zeros for a text.
+            TextsFailedError: instead of these, after all other texts, with `on_error='finish'`.
             EngineError: the engine or server failed; the subclass says how.
 
-        Whatever of these comes after something was computed carries it as `error.computed`.
+        If some texts were embedded before the error occurred, their vectors are available as
+        `error.computed`.
+
+        Example:
+            >>> vectors = embeddings.embed_documents(["Beijing is the capital.", "Bread is baked."])
         """
-        return lists(self._embedder.encode_document(texts, show_progress=self.show_progress_bar))
+        check_at_least("chunk_size", chunk_size, 1)
+        items = text_list(texts)
+        return to_list(self._embedder.encode_document(items, show_progress=self.show_progress_bar))
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a query under the task's instruction.
@@ -282,25 +375,31 @@ class Qwen3Embeddings(BaseModel, Embeddings):
 
         Returns:
             Its unit vector. The errors are those of `embed_documents`.
-        """
-        row: list[float] = self._embedder.encode_query([text])[0].tolist()
-        return row
 
-    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """`embed_documents` for coroutines; cancelling it drops its texts from the engine.
+        Example:
+            >>> vector = embeddings.embed_query("What is the capital of China?")
+        """
+        return to_list(self._embedder.encode_query([text]))[0]
+
+    async def aembed_documents(
+        self, texts: Iterable[str], chunk_size: int | None = None
+    ) -> list[list[float]]:
+        """Embed documents like `embed_documents`; cancelling drops the texts from the engine.
 
         Args:
             texts: the documents.
+            chunk_size: accepted, see `embed_documents`.
 
         Returns:
             A unit vector for each, in their order.
         """
-        return await alists(
-            await self._embedder.aencode_document(texts, show_progress=self.show_progress_bar)
-        )
+        check_at_least("chunk_size", chunk_size, 1)
+        progress = self.show_progress_bar
+        items = text_list(texts)
+        return await ato_list(await self._embedder.aencode_document(items, show_progress=progress))
 
     async def aembed_query(self, text: str) -> list[float]:
-        """`embed_query` for coroutines; cancelling it drops its text from the engine.
+        """Embed a query like `embed_query`; cancelling drops its text from the engine.
 
         Args:
             text: the query.
@@ -308,8 +407,26 @@ class Qwen3Embeddings(BaseModel, Embeddings):
         Returns:
             Its unit vector.
         """
-        row: list[float] = (await self._embedder.aencode_query([text]))[0].tolist()
-        return row
+        return to_list(await self._embedder.aencode_query([text]))[0]
+
+    def similarity(self, a: ArrayLike, b: ArrayLike) -> NDArray[np.float32]:
+        """Return the cosine similarity of every vector in `a` with every vector in `b`.
+
+        Args:
+            a: vectors (n, dimensions), or one vector (dimensions,).
+            b: vectors (m, dimensions), or one vector (dimensions,).
+
+        Returns:
+            float32 array (n, m).
+
+        Raises:
+            DimensionsError: `a` and `b` have vectors of different sizes.
+            InvalidVectorError: a vector is not finite or has length zero.
+
+        Example:
+            >>> embeddings.similarity(query_vector, document_vectors).argmax()
+        """
+        return cosines(a, b)
 
     # Siblings and copies.
 
@@ -320,11 +437,14 @@ class Qwen3Embeddings(BaseModel, Embeddings):
         query_instruction: str | None = None,
         document_instruction: str | None = None,
     ) -> Self:
-        """A sibling for another task on the same engine; closing either closes both.
+        """Return embeddings for another task on the same engine.
+
+        Each of the two is closed on its own. The engine stops when the last one is closed. The
+        sibling of closed embeddings is closed.
 
         Args:
             task: name of a preset, or a `qwen3_embeddings.Task`.
-            query_instruction: free text in place of the task's.
+            query_instruction: free text instead of the task's.
             document_instruction: free text for documents.
 
         Returns:
@@ -332,6 +452,10 @@ class Qwen3Embeddings(BaseModel, Embeddings):
 
         Raises:
             UnknownTaskError: `task` is not a preset.
+
+        Example:
+            >>> code = embeddings.with_task("code")
+            >>> vector = code.embed_query("read a file line by line")
         """
         instructions = {
             "query_instruction": query_instruction,
@@ -355,6 +479,9 @@ class Qwen3Embeddings(BaseModel, Embeddings):
         """
         return type(self)(**dict(self) | dict(update or {}))
 
+    def __copy__(self) -> Self:
+        return self.model_copy()
+
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return self.model_copy()
 
@@ -365,41 +492,9 @@ class Qwen3Embeddings(BaseModel, Embeddings):
         """
         settings = dict(self) | {"engine": self._embedder.engine}
         settings["default_headers"] = self._dump_headers(self.default_headers)
+        check_can_pickle(settings)
         del settings["api_key"]
         return _rebuild, (type(self), settings)
-
-    # Identity and end.
-
-    def fingerprint(self, role: Literal["query", "document"]) -> str:
-        """A stable name for the vectors of one role, fit as a cache namespace or folder name.
-
-        Args:
-            role: `'query'` or `'document'`; they share a name only where they embed alike.
-
-        Returns:
-            A name that changes with anything that can change a vector, and with nothing else.
-        """
-        return self._embedder.fingerprint(role)
-
-    def close(self) -> None:
-        """Release the engine; it stops when nobody else uses it. May be repeated."""
-        self._embedder.close()
-
-    async def aclose(self) -> None:
-        """`close` for coroutines."""
-        await self._embedder.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
 
 
 def _rebuild(cls: type[Qwen3Embeddings], settings: dict[str, Any]) -> Qwen3Embeddings:

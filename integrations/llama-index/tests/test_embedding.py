@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent
+from llama_index.core.rate_limiter import BaseRateLimiter, TokenBucketRateLimiter
 from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index.embeddings.qwen3 import Qwen3Embedding
 
@@ -272,11 +276,69 @@ async def test_errors_about_an_array_of_texts(make: Make) -> None:
 async def test_batches_before_an_error_are_not_lost(make: Make) -> None:
     texts = ["a", "b", "c", "d", "torn \ud800", "e"]
     expected = np.array(make().get_text_embedding_batch(texts[:4]))
+    limiter = TokenBucketRateLimiter(requests_per_minute=6000)  # one batch after the other
     with pytest.raises(TextEncodingError, match="4 of 6 texts") as caught:
-        make(embed_batch_size=2).get_text_embedding_batch(texts)
+        make(embed_batch_size=2, rate_limiter=limiter).get_text_embedding_batch(texts)
     assert caught.value.computed is not None
     assert caught.value.computed.positions.tolist() == [0, 1, 2, 3]
     np.testing.assert_allclose(caught.value.computed.vectors, expected, atol=2e-6)
+    with pytest.raises(TextEncodingError) as caught:
+        make(embed_batch_size=2).get_text_embedding_batch(texts)
+    assert caught.value.computed is None, "all texts are checked before anything is computed"
+
+
+class Counting(BaseRateLimiter):
+    """Counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def acquire(self, num_tokens: int = 0) -> None:
+        self.asked += 1
+
+    async def async_acquire(self, num_tokens: int = 0) -> None:
+        self.asked += 1
+
+
+async def test_a_rate_limiter_is_asked_once_per_batch_that_is_computed(make: Make) -> None:
+    limiter, store = Counting(), SimpleKVStore()
+    model = make(embed_batch_size=4, rate_limiter=limiter, embeddings_cache=store)
+    texts = [f"text {i}" for i in range(10)]
+    rows = model.get_text_embedding_batch(texts)
+    assert_same(rows, make().get_text_embedding_batch(texts))
+    assert limiter.asked == 3
+    assert await model.aget_text_embedding_batch(texts) == rows
+    assert limiter.asked == 3, "all of it comes from the cache"
+    await model.aget_text_embedding_batch([*texts[:8], "new"])
+    assert limiter.asked == 4
+    model.get_query_embedding("a")
+    assert limiter.asked == 5
+
+
+@pytest.mark.parametrize("num_workers", [None, 3])
+async def test_usage_is_in_the_events_of_a_call(make: Make, num_workers: int | None) -> None:
+    events: list[EmbeddingEndEvent] = []
+
+    class Handler(BaseEventHandler):
+        def handle(self, event: Any, **_: Any) -> None:
+            if isinstance(event, EmbeddingEndEvent):
+                events.append(event)
+
+    root = get_dispatcher()
+    before = list(root.event_handlers)
+    root.add_event_handler(Handler())
+    model = make(embed_batch_size=2, num_workers=num_workers)
+    texts = ["one", "two words", "three more words"]
+    try:
+        model.get_text_embedding_batch(texts)
+        await model.aget_text_embedding_batch(texts)
+    finally:
+        root.event_handlers = before
+    usages = [event.tags["usage"] for event in events]
+    assert [usage["texts"] for usage in usages] == [0, 3, 0, 3]
+    tokens = 2 * sum(model.count_tokens(texts))
+    assert sum(usage["tokens"] for usage in usages) in {0, tokens}
+    assert model.usage.texts == 6
 
 
 async def test_no_texts(make: Make) -> None:

@@ -320,8 +320,8 @@ async def test_one_span_and_event_a_call(
 async def test_progress(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     model = make(embed_batch_size=2)
     model.get_text_embedding_batch(["a", "b", "c"], show_progress=False)
-    assert "Generating embeddings" not in capsys.readouterr().err
+    assert capsys.readouterr().err == ""
     model.get_text_embedding_batch(["a", "b", "c"], show_progress=True)
     assert "3/3" in capsys.readouterr().err
     await model.aget_text_embedding_batch(["a", "b", "c"], show_progress=True)
-    assert "2/2" in capsys.readouterr().err
+    assert "3/3" in capsys.readouterr().err

@@ -7,25 +7,30 @@ import json
 import logging
 import pickle
 import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.ingestion.pipeline import get_transformation_hash
-from llama_index.core.schema import TextNode
+from llama_index.core.schema import QueryBundle, TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index.embeddings.qwen3 import Qwen3Embedding
 
 from qwen3_embeddings import (
     ConfigurationError,
     DimensionsError,
+    Embedder,
     EngineClosedError,
     Task,
+    TextTypeError,
     UnknownTaskError,
+    Usage,
 )
 
 KEY = "sk-do-not-tell-anybody"
+URL = "http://127.0.0.1:9/v1"
 
 PARAMETERS: dict[str, Any] = {
     "model_name": "tiny",
@@ -262,13 +267,164 @@ def test_with_task(remote: Qwen3Embedding) -> None:
         remote.with_task("nothing")
 
 
-async def test_closed_is_closed(remote: Qwen3Embedding) -> None:
-    with remote.with_task("code") as sibling:
-        assert sibling.task == "code"
+async def test_closed_models_refuse_calls_and_their_siblings_do_not(
+    remote: Qwen3Embedding,
+) -> None:
+    siblings = [remote.with_task("code"), remote.model_copy(), copy.copy(remote)]
+    engine = remote._embedder._lease.engine
     async with remote:
         pass
     remote.close()
-    with pytest.raises(EngineClosedError):
-        remote.get_query_embedding("a")
-    with pytest.raises(EngineClosedError):
-        await sibling.aget_text_embedding("a")
+    for closed in (remote, remote.with_task("code")):
+        with pytest.raises(EngineClosedError):
+            closed.get_query_embedding("a")
+        with pytest.raises(EngineClosedError):
+            await closed.aget_text_embedding("a")
+    for sibling in siblings:
+        assert sibling._embedder._lease.engine is engine
+        with sibling:
+            pass
+    again = Qwen3Embedding(**PARAMETERS, api_key=KEY)
+    assert again._embedder._lease.engine is not engine, "it stopped with the last handle"
+
+
+@pytest.mark.parametrize(
+    ("brought", "own"),
+    [
+        ({"model": "tiny"}, {"model_name": "tiny"}),
+        ({"base_url": URL}, {"api_base": URL}),
+        ({"timeout": None}, {}),
+        ({"model_name": Path("tiny")}, {"model_name": "tiny"}),
+        ({"device": None, "max_length": None}, {}),
+        ({"dimensions": 64.0}, {"dimensions": 64}),
+    ],
+)
+def test_arguments_of_other_classes_are_accepted_as_ours(
+    brought: dict[str, Any], own: dict[str, Any]
+) -> None:
+    server = {} if "api_base" in own else {"api_base": URL}
+    one, other = Qwen3Embedding(**server, **brought), Qwen3Embedding(**server, **own)
+    assert one == other
+    assert one.to_dict() == other.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("device", "CUDA_VISIBLE_DEVICES"),
+        ("max_length", "overflow='truncate'"),
+        ("cache_folder", r"HF_HOME.*\{'download_dir'"),
+        ("trust_remote_code", "Leave it out"),
+        ("pooling", "Leave it out"),
+        ("normalize", "Leave it out"),
+        ("model_kwargs", "engine_kwargs"),
+        ("parallel_process", "serve"),
+        ("mode", "methods of their own"),
+        ("additional_kwargs", "Leave it out"),
+        ("api_version", "AzureOpenAI"),
+        ("reuse_client", "share"),
+        ("async_http_client", "http_client"),
+        ("auth_token", "api_key"),
+        ("truncate_text", "overflow"),
+        ("batch_size", "Pass embed_batch_size"),
+        ("document_instruction", "Pass text_instruction"),
+        ("prompts", "query_instruction.*text_instruction"),
+    ],
+)
+def test_arguments_without_a_counterpart_say_what_to_do(name: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} is not an argument here.*{said}"):
+        Qwen3Embedding(**{name: "any"})
+    assert Qwen3Embedding(**{name: None}) == Qwen3Embedding()
+
+
+def test_an_argument_under_two_names_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="model and model_name"):
+        Qwen3Embedding("a", model="b")
+
+
+def test_dimensions_as_a_string_are_refused_as_in_the_core() -> None:
+    for make in (Embedder, Qwen3Embedding):
+        with pytest.raises(DimensionsError, match=r"int\('512'\)"):
+            make(dimensions="512")  # type: ignore[arg-type, operator]
+
+
+def test_equal_settings_are_equal_and_hash_alike() -> None:
+    headers = {"X-Team": "search", "Authorization": "Basic hush"}
+    url: dict[str, Any] = {"api_base": URL, "default_headers": headers}
+    handles: dict[str, Any] = {"embeddings_cache": SimpleKVStore()}
+    handles["callback_manager"] = CallbackManager([])
+    groups = [
+        [Qwen3Embedding(), Qwen3Embedding(**handles), Qwen3Embedding(task="code").with_task()],
+        [Qwen3Embedding(dimensions=64), Qwen3Embedding().model_copy(update={"dimensions": 64})],
+        [Qwen3Embedding(embed_batch_size=100)],
+        [Qwen3Embedding(num_workers=3)],
+        [Qwen3Embedding(**url), Qwen3Embedding(**url, api_key=KEY)],
+    ]
+    for group in groups:
+        same = [*group, *(pickle.loads(pickle.dumps(one)) for one in group), copy.copy(group[0])]
+        same += [Qwen3Embedding.from_dict(one.to_dict()) for one in group[:1] if not one.api_base]
+        assert all(one == other for one in same for other in same)
+        assert len({hash(one) for one in same}) == 1
+        others = [other for them in groups if them is not group for other in them]
+        assert not [other for other in others if other in same]
+
+
+def test_repr_shows_no_address_and_no_secret() -> None:
+    handles: dict[str, Any] = {"embeddings_cache": SimpleKVStore(), "rate_limiter": object()}
+    handles["default_headers"] = {"X-Api-Key": KEY}
+    shown = repr(Qwen3Embedding("tiny", api_base=URL, api_key=KEY, **handles))
+    assert " at 0x" not in shown
+    assert KEY not in shown
+
+
+def test_size_and_usage_are_the_cores() -> None:
+    model = Qwen3Embedding("Qwen/Qwen3-Embedding-8B")
+    assert model.embedding_dimension == 4096
+    assert model.model_copy(update={"dimensions": 64}).embedding_dimension == 64
+    assert model.usage == Usage()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("document", r"write \[text\]"),
+        ({"text": 1}, r"\.values\(\)"),
+        ({"a", "b"}, "no order"),
+        (b"bytes", "Decode"),
+        (TextNode(text="a"), r"\[text\.get_content\(\)\]"),
+        ([TextNode(text="a")], r"texts\[0\].*use \.get_content\(\)"),
+        (None, r"write \[text\]"),
+    ],
+)
+async def test_what_is_no_list_of_texts_is_refused_with_advice(wrong: Any, said: str) -> None:
+    model = Qwen3Embedding()
+    for embed in (model.get_text_embedding_batch, model._get_text_embeddings):
+        with pytest.raises(TextTypeError, match=said):
+            embed(wrong)
+    for aembed in (model.aget_text_embedding_batch, model._aget_text_embeddings):
+        with pytest.raises(TextTypeError, match=said):
+            await aembed(wrong)
+
+
+async def test_queries_that_are_no_list_are_refused_with_advice() -> None:
+    """The base class would embed the letters of a query."""
+    model = Qwen3Embedding()
+    with pytest.raises(TextTypeError, match=r"write \[text\]"):
+        model.get_agg_embedding_from_queries("query")
+    with pytest.raises(TextTypeError, match=r"write \[text\]"):
+        await model.aget_agg_embedding_from_queries("query")
+
+
+async def test_a_query_that_is_not_a_string_says_what_to_use() -> None:
+    model = Qwen3Embedding()
+    for wrong, said in (
+        (QueryBundle("a"), r"use \.query_str"),
+        (TextNode(text="a"), r"use \.get_content\(\)"),
+        (["a"], "flat list"),
+    ):
+        for embed in (model.get_query_embedding, model.get_text_embedding):
+            with pytest.raises(TextTypeError, match=said):
+                embed(wrong)  # type: ignore[arg-type]
+        for aembed in (model.aget_query_embedding, model.aget_text_embedding):
+            with pytest.raises(TextTypeError, match=said):
+                await aembed(wrong)  # type: ignore[arg-type]

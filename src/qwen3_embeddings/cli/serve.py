@@ -59,7 +59,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     option = parser.add_argument
-    option("model", metavar="MODEL", help="hub id or folder")
+    option("model", metavar="MODEL", type=os.path.expanduser, help="hub id or folder")
     option("--dimensions", type=int, help=f"size for clients that ask for none, {MIN_DIMENSIONS}"
            " to native (native)")  # fmt: skip
     option("--dtype", choices=["auto", "bfloat16", "float32"], default="auto", help="(auto)")

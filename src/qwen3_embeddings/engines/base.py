@@ -70,6 +70,12 @@ class Usage:
         else:
             self.tokens += tokens
 
+    def merge(self, other: Usage) -> None:
+        """Add the totals of another counter."""
+        self.texts += other.texts
+        self.tokens += other.tokens
+        self.uncounted += other.uncounted
+
 
 class Engine(Protocol):
     """Turns prompts into vectors. All methods run on the background loop.

@@ -79,6 +79,15 @@ class Lease:
             self._acquire()
         return self._engine
 
+    def share(self) -> Lease:
+        """Return another hold on the same engine; a released one when this one was released."""
+        other = object.__new__(Lease)
+        other.__dict__.update(self.__dict__)
+        with _lock:
+            if self._engine is not None and _engines.get(self._key) is self._engine:
+                _leases[self._key].add(other)
+        return other
+
     def detach(self) -> Engine | None:
         """Give the hold up; the engine to close when it was the last. May be called twice."""
         with _lock:

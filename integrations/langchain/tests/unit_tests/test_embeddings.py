@@ -9,12 +9,15 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import langchain_qwen3_embeddings
+import numpy as np
 import pytest
 import respx
+from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.load import dumpd, dumps
 from langchain_qwen3_embeddings import Qwen3Embeddings
@@ -31,6 +34,7 @@ from qwen3_embeddings import (
     TextEncodingError,
     TextTypeError,
     UnknownTaskError,
+    Usage,
 )
 
 URL = "http://embeddings.test/v1"
@@ -48,7 +52,9 @@ def test_is_an_embeddings_with_its_own_async_methods() -> None:
     for name in ("embed_documents", "embed_query", "aembed_documents", "aembed_query"):
         ours, theirs = getattr(Qwen3Embeddings, name), getattr(Embeddings, name)
         assert ours is not theirs
-        assert [*inspect.signature(ours).parameters] == [*inspect.signature(theirs).parameters]
+        own, base = (inspect.signature(method).parameters for method in (ours, theirs))
+        assert [*own][: len(base)] == [*base]
+        assert all(parameter.default is None for parameter in [*own.values()][len(base) :])
 
 
 def test_parameters_and_defaults_are_the_cores() -> None:
@@ -117,6 +123,153 @@ def test_a_changed_setting_takes_effect_or_is_refused() -> None:
         embeddings.model_copy(update={"dimensions": 1})
 
 
+@pytest.mark.parametrize(
+    ("brought", "own"),
+    [
+        ({"model_name": "tiny"}, {"model": "tiny"}),
+        ({"openai_api_base": URL}, {"base_url": URL}),
+        ({"api_base": URL}, {"base_url": URL}),
+        ({"openai_api_key": KEY}, {"api_key": KEY}),
+        ({"request_timeout": 5}, {"timeout": 5.0}),
+        ({"timeout": None}, {}),
+        ({"show_progress": True}, {"show_progress_bar": True}),
+        ({"model": Path("tiny")}, {"model": "tiny"}),
+        ({"openai_api_key": None, "cache_folder": None}, {}),
+        ({"dimensions": 64.0}, {"dimensions": 64}),
+    ],
+)
+def test_arguments_of_other_classes_are_accepted_as_ours(
+    brought: dict[str, Any], own: dict[str, Any]
+) -> None:
+    server = {} if "base_url" in own else {"base_url": URL}
+    one, other = Qwen3Embeddings(**server, **brought), Qwen3Embeddings(**server, **own)
+    assert one == other
+    assert one.api_key == other.api_key
+    assert (one.model, one.dimensions) == (other.model, other.dimensions)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("check_embedding_ctx_length", "token ids.*overflow"),
+        ("embedding_ctx_length", "token ids.*overflow"),
+        ("tiktoken_enabled", "token ids"),
+        ("encode_kwargs", "chunk_size"),
+        ("model_kwargs", "engine_kwargs"),
+        ("device", "CUDA_VISIBLE_DEVICES"),
+        ("max_length", "overflow='truncate'"),
+        ("cache_folder", r"HF_HOME.*\{'download_dir'"),
+        ("trust_remote_code", "no code of its own|Leave it out"),
+        ("prompts", "query_instruction.*document_instruction"),
+        ("embed_instruction", "document_instruction"),
+        ("normalize", "Leave it out"),
+        ("batch_size", "Pass chunk_size"),
+        ("multi_process", "serve"),
+        ("headers", "default_headers"),
+        ("deployment", "AzureOpenAI"),
+        ("openai_proxy", "HTTPS_PROXY"),
+        ("http_async_client", "http_client"),
+        ("text_instruction", "document_instruction"),
+    ],
+)
+def test_arguments_without_a_counterpart_say_what_to_do(name: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} is not an argument here.*({said})"):
+        Qwen3Embeddings(**{name: "any"})
+    assert Qwen3Embeddings(**{name: None}) == Qwen3Embeddings()
+
+
+def test_an_argument_under_two_names_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="model_name and model") as caught:
+        Qwen3Embeddings(model="a", model_name="b")
+    with pytest.raises(ConfigurationError, match="openai_api_key and api_key") as caught:
+        Qwen3Embeddings(api_key=KEY, openai_api_key=KEY)
+    assert KEY not in str(caught.value)
+
+
+def test_dimensions_as_a_string_are_refused_as_in_the_core() -> None:
+    for make in (Embedder, Qwen3Embeddings):
+        with pytest.raises(DimensionsError, match=r"int\('512'\)"):
+            make(dimensions="512")  # type: ignore[arg-type, operator]
+
+
+async def test_embed_documents_accepts_a_chunk_size(recorder: Recorder) -> None:
+    with Qwen3Embeddings(base_url=URL) as embeddings:
+        rows = embeddings.embed_documents(TEXTS, chunk_size=3)
+        assert await embeddings.aembed_documents(TEXTS, 3) == rows
+        for wrong in (0, -1):
+            with pytest.raises(ConfigurationError, match="chunk_size"):
+                embeddings.embed_documents(TEXTS, chunk_size=wrong)
+            with pytest.raises(ConfigurationError, match="chunk_size"):
+                await embeddings.aembed_documents(TEXTS, chunk_size=wrong)
+
+
+async def test_lists_of_any_library_are_embedded_text_by_text(recorder: Recorder) -> None:
+    pandas, pyarrow = (pytest.importorskip(name) for name in ("pandas", "pyarrow"))
+    with Qwen3Embeddings(base_url=URL) as embeddings:
+        rows = embeddings.embed_documents(TEXTS)
+        for make in (tuple, iter, np.array, pandas.Series, pyarrow.array):
+            assert embeddings.embed_documents(make(TEXTS)) == rows
+            assert await embeddings.aembed_documents(make(TEXTS)) == rows
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("one string", r"write \[text\]"),
+        ({"text": 1}, r"\.values\(\)"),
+        ({"a", "b"}, "no order"),
+        (b"bytes", "Decode"),
+        (Document("text"), r"\[text\.page_content\]"),
+        ([Document("text")], r"texts\[0\].*use \.page_content"),
+    ],
+)
+async def test_what_is_no_list_of_texts_is_refused_with_advice(wrong: Any, said: str) -> None:
+    embeddings = Qwen3Embeddings()
+    with pytest.raises(TextTypeError, match=said):
+        embeddings.embed_documents(wrong)
+    with pytest.raises(TextTypeError, match=said):
+        await embeddings.aembed_documents(wrong)
+
+
+async def test_embed_query_of_a_document_says_what_to_use() -> None:
+    embeddings, document = Qwen3Embeddings(), Document("text")
+    with pytest.raises(TextTypeError, match=r"use \.page_content"):
+        embeddings.embed_query(document)  # type: ignore[arg-type]
+    with pytest.raises(TextTypeError, match="flat list"):
+        await embeddings.aembed_query(["a list"])  # type: ignore[arg-type]
+
+
+def test_equal_settings_are_equal_and_hash_alike() -> None:
+    headers = {"X-Team": "search", "Authorization": "Basic hush"}
+    url = {"base_url": URL, "default_headers": headers}
+    groups = [
+        [
+            Qwen3Embeddings(),
+            Qwen3Embeddings(engine="vllm"),
+            Qwen3Embeddings(task="code").with_task(),
+        ],
+        [Qwen3Embeddings(dimensions=64), Qwen3Embeddings().model_copy(update={"dimensions": 64})],
+        [Qwen3Embeddings(show_progress_bar=True)],
+        [Qwen3Embeddings(chunk_size=3)],
+        [Qwen3Embeddings(**url), Qwen3Embeddings(**url, api_key=KEY)],
+    ]
+    for group in groups:
+        same = [*group, *(pickle.loads(pickle.dumps(one)) for one in group), copy.copy(group[0])]
+        assert all(one == other for one in same for other in same)
+        assert len({hash(one) for one in same}) == 1
+        others = [other for them in groups if them is not group for other in them]
+        assert not [other for other in others if other in same]
+    assert Qwen3Embeddings() != Qwen3Embeddings()._embedder
+
+
+def test_size_tokens_and_similarity_are_the_cores() -> None:
+    embeddings = Qwen3Embeddings(model="Qwen/Qwen3-Embedding-4B")
+    assert embeddings.embedding_dimension == 2560
+    assert embeddings.model_copy(update={"dimensions": 64}).embedding_dimension == 64
+    assert embeddings.usage == Usage()
+    assert embeddings.similarity([1.0, 0.0], [[0.0, 2.0], [3.0, 0.0]]).tolist() == [[0.0, 1.0]]
+
+
 @pytest.mark.parametrize("text", [None, b"bytes", 3])
 def test_texts_that_are_not_strings(text: Any) -> None:
     embeddings = Qwen3Embeddings()
@@ -134,13 +287,19 @@ async def test_texts_that_are_not_strings_in_coroutines() -> None:
         await embeddings.aembed_query("half \ud83d")
 
 
-def test_closed() -> None:
+def test_closed_embeddings_refuse_calls_and_their_siblings_do_not() -> None:
     with Qwen3Embeddings(base_url=URL) as embeddings:
-        sibling = embeddings.with_task("code")
+        others = [embeddings.with_task("code"), embeddings.model_copy(), copy.copy(embeddings)]
+        engine = embeddings._embedder._lease.engine
     embeddings.close()
-    for closed in (embeddings, sibling):
+    for closed in (embeddings, embeddings.with_task("code")):
         with pytest.raises(EngineClosedError):
             closed.embed_query("late")
+    for other in others:
+        assert other._embedder._lease.engine is engine
+        other.close()
+    with Qwen3Embeddings(base_url=URL) as again:
+        assert again._embedder._lease.engine is not engine, "it stopped with the last handle"
 
 
 async def test_closed_in_coroutines() -> None:

@@ -79,7 +79,7 @@ def _started(choice: model.Choice, options: argparse.Namespace) -> Iterator[Serv
     with Embedder(
         choice.model,
         base_url=choice.base_url,
-        engine=choice.engine,
+        engine=choice.engine,  # type: ignore[arg-type]  # argparse has checked it
         dtype=options.dtype,
         dimensions=options.dimensions,
     ) as embedder:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import os
 import pickle
 import ssl
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Self, TypedDict, Unpack
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import (
@@ -20,29 +20,54 @@ from llama_index.core.bridge.pydantic import (
 )
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.storage.kvstore.types import BaseKVStore
-from llama_index.embeddings.qwen3.cache import Query, RoleAwareStore
-from llama_index.embeddings.qwen3.call import current, given, over
+from llama_index.embeddings.qwen3.call import Call
+from pydantic import SkipValidation
 
-from qwen3_embeddings import (
-    ConfigurationError,
-    Embedder,
-    EngineError,
-    Qwen3EmbeddingsError,
-    Task,
+from qwen3_embeddings import Embedder, EngineError, Task
+from qwen3_embeddings.integration import (
+    TIMEOUT,
+    Dtype,
+    EmbedderHandle,
+    EngineKind,
+    OnError,
+    Overflow,
+    accept_synonyms,
+    ato_list,
+    check_can_pickle,
+    hide_headers,
+    show_headers,
+    text_list,
+    to_list,
 )
-from qwen3_embeddings.embedder import Role
-from qwen3_embeddings.redaction import hide, shown
-from qwen3_embeddings.vectors import alists, lists
 
 DEFAULT_BATCH_SIZE = 2048
-"""Texts LlamaIndex hands over at once: its most. It waits for each batch before it asks for the
-next; a synchronous call therefore computes three ahead, but behind a cache or a rate limiter, where
-small ones leave the engine idle. The embedder cuts a batch into what the engine wants."""
+"""Texts per event and per batch: the maximum that LlamaIndex allows."""
+
+REQUEST_SIZE = 64
+"""An `embed_batch_size` below it is passed on to the engine. From it on the engine chooses: the
+server engine sends at most this many texts per request, and vLLM wants more."""
+
+SYNONYMS = {"base_url": "api_base", "model": "model_name"}
+"""Names that other embedding classes of LlamaIndex have for our arguments."""
+
+NAMES = {"batch_size": "embed_batch_size", "document_instruction": "text_instruction"}
+"""What messages of the core call our arguments."""
 
 _HANDLES = ("callback_manager", "embeddings_cache", "rate_limiter")
 
 
-class Qwen3Embedding(BaseEmbedding):
+class Synonyms(TypedDict, total=False):
+    """The names in `SYNONYMS`, for type checkers."""
+
+    base_url: str | None
+    model: str | os.PathLike[str] | None
+
+
+class _Embedder(Embedder):
+    batch_parameter: ClassVar[str] = NAMES["batch_size"]
+
+
+class Qwen3Embedding(EmbedderHandle, BaseEmbedding):
     """Qwen3-Embedding vectors, from vLLM in this process or from a server.
 
     Queries carry the task's instruction and documents do not, as the models were trained. Thread
@@ -82,9 +107,10 @@ class Qwen3Embedding(BaseEmbedding):
             then raise `qwen3_embeddings.TextsFailedError`. Either error carries what was computed
             (``error.computed``). Errors of the engine or server always stop.
         engine: "vllm", "server" or "reference"; None chooses by `api_base`.
-        embed_batch_size: texts handed to the engine at once, and a progress bar's step.
-        num_workers: batches an asynchronous call keeps under way. None and 1 leave that to the
-            engine, which bounds its own requests (see `max_concurrency`).
+        embed_batch_size: texts per event. Below 64 also the maximum number of texts passed to the
+            engine at once, or sent to a server in one request.
+        num_workers: maximum number of batches that an asynchronous call keeps in flight. None and
+            1 leave that to the engine, which bounds its own requests (see `max_concurrency`).
         max_retries: further attempts after what may pass (408, 429 but to one request too many, 5xx
             but 501, broken connections).
         timeout: seconds one request to a server may take.
@@ -103,7 +129,11 @@ class Qwen3Embedding(BaseEmbedding):
         callback_manager: LlamaIndex's.
         embeddings_cache: any LlamaIndex key-value store. Keys carry `fingerprint`, so queries,
             documents and other models may share one store.
-        **kwargs: further fields of `BaseEmbedding`, such as ``rate_limiter``.
+        rate_limiter: LlamaIndex's; it is asked once per batch of `embed_batch_size` texts.
+        client: an `openai.OpenAI`, `AsyncOpenAI` or Azure client, whose base URL, key, headers and
+            connections are used.
+        http_client: an httpx client, whose connections are used.
+        **others: `model` for `model_name`, and `base_url` for `api_base`.
 
     Raises:
         ConfigurationError: an argument has a value that cannot work.
@@ -121,7 +151,9 @@ class Qwen3Embedding(BaseEmbedding):
     api_key: SecretStr | None = Field(
         default=None, frozen=True, exclude=True, repr=False, description="The server's key."
     )
-    dimensions: int | None = Field(default=None, frozen=True, description="Matryoshka size.")
+    dimensions: Annotated[int | None, SkipValidation] = Field(
+        default=None, frozen=True, description="Matryoshka size."
+    )
     task: str | Task = Field(default="web_search", frozen=True, description="Preset or Task.")
     query_instruction: str | None = Field(
         default=None, frozen=True, description="Instruction of queries, in place of the task's."
@@ -129,12 +161,22 @@ class Qwen3Embedding(BaseEmbedding):
     text_instruction: str | None = Field(
         default=None, frozen=True, description="Instruction of documents."
     )
-    dtype: str = Field(default="auto", frozen=True, description="Precision in this process.")
-    overflow: str = Field(default="error", frozen=True, description="Policy for over-long texts.")
-    on_error: str = Field(default="stop", frozen=True, description="Stop or finish at a bad text.")
-    engine: str | None = Field(default=None, frozen=True, description="Kind of engine.")
+    dtype: Annotated[Dtype, SkipValidation] = Field(
+        default="auto", frozen=True, description="Precision in this process."
+    )
+    overflow: Annotated[Overflow, SkipValidation] = Field(
+        default="error", frozen=True, description="Policy for over-long texts."
+    )
+    on_error: Annotated[OnError, SkipValidation] = Field(
+        default="stop", frozen=True, description="Stop or finish at a bad text."
+    )
+    engine: Annotated[EngineKind | None, SkipValidation] = Field(
+        default=None, frozen=True, description="Kind of engine."
+    )
     max_retries: int = Field(default=4, frozen=True, description="Further attempts of a request.")
-    timeout: float = Field(default=60.0, frozen=True, description="Seconds a request may take.")
+    timeout: float | None = Field(
+        default=TIMEOUT, frozen=True, description="Seconds a request may take."
+    )
     restart_timeout: float = Field(default=180.0, frozen=True, description="Seconds to wait.")
     default_headers: dict[str, str | SecretStr] | None = Field(
         default=None, frozen=True, repr=False, description="Headers of every request."
@@ -152,13 +194,32 @@ class Qwen3Embedding(BaseEmbedding):
         default=DEFAULT_BATCH_SIZE, gt=0, le=2048, description="Texts handed over at once."
     )
     embeddings_cache: Any | None = Field(
-        default=None, frozen=True, exclude=True, description="Where vectors are kept."
+        default=None, frozen=True, exclude=True, repr=False, description="Where vectors are kept."
+    )
+    rate_limiter: Any | None = Field(
+        default=None, exclude=True, repr=False, description="Asked before each batch."
+    )
+    client: Any = Field(
+        default=None, frozen=True, exclude=True, repr=False, description="OpenAI client to use."
+    )
+    http_client: Any = Field(
+        default=None, frozen=True, exclude=True, repr=False, description="httpx client to use."
+    )
+    callback_manager: CallbackManager = Field(
+        default_factory=lambda: CallbackManager([]),
+        exclude=True,
+        repr=False,
+        description="Where events go.",
     )
     _embedder: Embedder = PrivateAttr()
+    _own_settings: ClassVar[tuple[str, ...]] = ("embed_batch_size", "num_workers")
+    _changeable: ClassVar[frozenset[str]] = frozenset(
+        {"embed_batch_size", "num_workers", "callback_manager", "rate_limiter"}
+    )
 
     def __init__(
         self,
-        model_name: str | None = None,
+        model_name: str | os.PathLike[str] | None = None,
         *,
         api_base: str | None = None,
         api_key: str | SecretStr | None = None,
@@ -166,14 +227,14 @@ class Qwen3Embedding(BaseEmbedding):
         task: str | Task | Mapping[str, Any] = "web_search",
         query_instruction: str | None = None,
         text_instruction: str | None = None,
-        dtype: str = "auto",
-        overflow: str = "error",
-        on_error: str = "stop",
-        engine: str | None = None,
+        dtype: Dtype = "auto",
+        overflow: Overflow = "error",
+        on_error: OnError = "stop",
+        engine: EngineKind | None = None,
         embed_batch_size: int = DEFAULT_BATCH_SIZE,
         num_workers: int | None = None,
         max_retries: int = 4,
-        timeout: float = 60.0,
+        timeout: float | None = TIMEOUT,
         restart_timeout: float = 180.0,
         default_headers: Mapping[str, str | SecretStr] | None = None,
         verify: bool | str | ssl.SSLContext = True,
@@ -181,48 +242,25 @@ class Qwen3Embedding(BaseEmbedding):
         engine_kwargs: Mapping[str, Any] | None = None,
         callback_manager: CallbackManager | None = None,
         embeddings_cache: BaseKVStore | None = None,
-        **kwargs: Any,
+        rate_limiter: Any = None,
+        client: Any = None,
+        http_client: Any = None,
+        **others: Unpack[Synonyms],
     ) -> None:
-        settings: dict[str, Any] = {
-            "dimensions": dimensions,
-            "task": Task(**task) if isinstance(task, Mapping) else task,
-            "query_instruction": query_instruction,
-            "dtype": dtype,
-            "overflow": overflow,
-            "on_error": on_error,
-            "engine": engine,
-            "max_retries": max_retries,
-            "timeout": timeout,
-            "restart_timeout": restart_timeout,
-            "default_headers": default_headers,
-            "verify": verify,
-            "max_concurrency": max_concurrency,
-            "engine_kwargs": engine_kwargs,
-        }
-        key = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key
-        # Ahead of pydantic, which would turn the embedder's errors into its own.
-        embedder = Embedder(
-            model_name or None,
-            base_url=api_base,
-            api_key=key,
-            document_instruction=text_instruction,
-            **settings,
-        )
-        if isinstance(embeddings_cache, BaseKVStore):
-            embeddings_cache = RoleAwareStore(embeddings_cache, embedder)
-        settings |= {
-            "model_name": embedder.model or "",
-            "api_base": api_base,
-            "api_key": SecretStr(key) if key else None,
-            "text_instruction": text_instruction,
-            "embed_batch_size": embed_batch_size,
-            "num_workers": num_workers,
-            "callback_manager": callback_manager or CallbackManager([]),
-            "embeddings_cache": embeddings_cache,
-        }
-        for name in ("class_name", "fingerprint"):  # dumps hold them beside the parameters
-            kwargs.pop(name, None)
-        super().__init__(**settings, **kwargs)
+        own = {k: v for k, v in locals().items() if k in type(self).model_fields}
+        # Dumps hold the class's name and the fingerprint next to the arguments.
+        brought = {k: v for k, v in others.items() if k not in {"class_name", "fingerprint"}}
+        defaults = {k: field.default for k, field in type(self).model_fields.items()}
+        defaults |= dict.fromkeys(("model_name", "callback_manager"))
+        given = accept_synonyms(own, brought, synonyms=SYNONYMS, defaults=defaults, names=NAMES)
+        if isinstance(task, Mapping):
+            given["task"] = Task(**task)
+        if timeout is None:
+            given["timeout"] = TIMEOUT
+        # Ahead of pydantic, which would turn the core's typed errors into its own.
+        embedder = _make_embedder(given)
+        given |= {"model_name": embedder.model or "", "dimensions": embedder.dimensions}
+        super().__init__(**given)
         self._embedder = embedder
 
     @classmethod
@@ -230,21 +268,102 @@ class Qwen3Embedding(BaseEmbedding):
         """Name of the class in dumps and events."""
         return "Qwen3Embedding"
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        field = type(self).model_fields.get(name)
-        if field and field.frozen:  # pydantic's own error would show the value
-            raise ConfigurationError(
-                f"{name} cannot be changed. Make another with model_copy(update={{{name!r}: …}})."
-            )
-        super().__setattr__(name, value)
+    # What users call.
 
-    # What BaseEmbedding calls.
+    def get_query_embedding(self, query: str) -> Embedding:
+        """Embed a query under the task's instruction.
+
+        Args:
+            query: the query.
+
+        Returns:
+            Its unit vector.
+
+        Raises:
+            TextTypeError: `query` is not a string.
+            TextError: the query cannot be embedded for another reason.
+            EngineError: the engine or server failed.
+
+        Example:
+            >>> vector = embed_model.get_query_embedding("What is the capital of China?")
+        """
+        return Call(self, [query], "query").run()[0]
+
+    async def aget_query_embedding(self, query: str) -> Embedding:
+        """Embed a query like `get_query_embedding`."""
+        return (await Call(self, [query], "query").arun())[0]
+
+    def get_text_embedding(self, text: str) -> Embedding:
+        """Embed a document: without instruction, or in a symmetric task under its instruction.
+
+        Args:
+            text: the document.
+
+        Returns:
+            Its unit vector. The errors are those of `get_query_embedding`.
+
+        Example:
+            >>> vector = embed_model.get_text_embedding("Beijing is the capital of China.")
+        """
+        return Call(self, [text], "document").run()[0]
+
+    async def aget_text_embedding(self, text: str) -> Embedding:
+        """Embed a document like `get_text_embedding`."""
+        return (await Call(self, [text], "document").arun())[0]
+
+    def get_text_embedding_batch(
+        self, texts: Iterable[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """Embed documents.
+
+        Args:
+            texts: the documents: a list, or what counts as one (tuples, iterators, pandas and
+                polars Series, NumPy and pyarrow string arrays).
+            show_progress: draw a progress bar.
+            **kwargs: ignored, as in LlamaIndex.
+
+        Returns:
+            A unit vector for each, in their order.
+
+        Raises:
+            TextTypeError: a text is not a string, or `texts` is not a list of texts.
+            TextError: a text cannot be embedded for another reason.
+            TextsFailedError: instead of these, after all other texts, with on_error="finish".
+            EngineError: the engine or server failed; the subclass says how.
+
+        If some texts were embedded before the error occurred, their vectors are available as
+        `error.computed`.
+
+        Example:
+            >>> vectors = embed_model.get_text_embedding_batch(["Beijing", "Bread is baked."])
+        """
+        return Call(self, text_list(texts), "document", show_progress).run()
+
+    async def aget_text_embedding_batch(
+        self, texts: Iterable[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """Embed documents like `get_text_embedding_batch`."""
+        return await Call(self, text_list(texts), "document", show_progress).arun()
+
+    def get_agg_embedding_from_queries(
+        self, queries: Iterable[str], agg_fn: Callable[..., Embedding] | None = None
+    ) -> Embedding:
+        """Embed queries and aggregate their vectors, by default to their mean."""
+        return super().get_agg_embedding_from_queries(text_list(queries), agg_fn)
+
+    async def aget_agg_embedding_from_queries(
+        self, queries: Iterable[str], agg_fn: Callable[..., Embedding] | None = None
+    ) -> Embedding:
+        """Embed queries and aggregate their vectors, for coroutines."""
+        return await super().aget_agg_embedding_from_queries(text_list(queries), agg_fn)
+
+    # What `BaseEmbedding` and its other subclasses call.
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        return lists(self._embedder.encode_query([query]))[0]
+        return to_list(self._embedder.encode_query([query]))[0]
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return lists(await self._embedder.aencode_query([query]))[0]
+        return to_list(await self._embedder.aencode_query([query]))[0]
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._get_text_embeddings([text])[0]
@@ -253,64 +372,10 @@ class Qwen3Embedding(BaseEmbedding):
         return (await self._aget_text_embeddings([text]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        call = current(self)
-        try:
-            vectors = call.next(texts) if call else None
-            if vectors is None:
-                vectors = self._embedder.encode_document(given(texts))
-        except Qwen3EmbeddingsError as error:
-            if call is None:
-                raise
-            return call.after(error, texts)
-        rows = lists(vectors)
-        return call.keep(texts, rows) if call else rows
+        return to_list(self._embedder.encode_document(text_list(texts)))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        call = current(self)
-        try:
-            rows = await alists(await self._embedder.aencode_document(given(texts)))
-        except Qwen3EmbeddingsError as error:
-            if call is None:
-                raise
-            return call.after(error, texts)
-        return call.keep(texts, rows) if call else rows
-
-    # What users call, where BaseEmbedding's way needs help. `wraps` keeps its one span a call, and
-    # hides the signature from type checkers, which the base's own serves.
-
-    if not TYPE_CHECKING:
-
-        @functools.wraps(BaseEmbedding.get_query_embedding)
-        def get_query_embedding(self, query: str) -> Embedding:
-            """A query's vector, under the task's instruction."""
-            return super().get_query_embedding(_marked(query))
-
-        @functools.wraps(BaseEmbedding.aget_query_embedding)
-        async def aget_query_embedding(self, query: str) -> Embedding:
-            """`get_query_embedding` for coroutines."""
-            return await super().aget_query_embedding(_marked(query))
-
-        @functools.wraps(BaseEmbedding.get_text_embedding_batch)
-        def get_text_embedding_batch(
-            self, texts: list[str], show_progress: bool = False, **kwargs: Any
-        ) -> list[Embedding]:
-            """The vectors of documents, in their order; `show_progress` draws a bar."""
-            with over(texts, self) as call:
-                bounded = self.embeddings_cache or getattr(self, "rate_limiter", None)
-                if len(call.texts) > self.embed_batch_size and not bounded:
-                    documents = given(call.texts)
-                    call.stream = self._embedder.stream(documents, size=self.embed_batch_size)
-                rows = super().get_text_embedding_batch(call.texts, show_progress, **kwargs)
-                return call.checked(rows)
-
-        @functools.wraps(BaseEmbedding.aget_text_embedding_batch)
-        async def aget_text_embedding_batch(
-            self, texts: list[str], show_progress: bool = False, **kwargs: Any
-        ) -> list[Embedding]:
-            """`get_text_embedding_batch` for coroutines; all batches are under way at once."""
-            with over(texts, self) as call:
-                rows = await super().aget_text_embedding_batch(call.texts, show_progress, **kwargs)
-                return call.checked(rows)
+        return await ato_list(await self._embedder.aencode_document(text_list(texts)))
 
     # The embedder.
 
@@ -321,46 +386,33 @@ class Qwen3Embedding(BaseEmbedding):
         query_instruction: str | None = None,
         text_instruction: str | None = None,
     ) -> Self:
-        """A sibling for another task on the same engine, which stops when both are closed.
+        """Return a model for another task on the same engine.
+
+        Each of the two is closed on its own. The engine stops when the last one is closed. The
+        sibling of a closed model is closed.
+
+        Args:
+            task: name of a preset, or a `qwen3_embeddings.Task`.
+            query_instruction: free text instead of the task's.
+            text_instruction: free text for documents.
+
+        Returns:
+            The sibling; this model stays as it is.
 
         Raises:
             UnknownTaskError: `task` is not a preset.
+
+        Example:
+            >>> code = embed_model.with_task("code")
+            >>> vector = code.get_query_embedding("read a file line by line")
         """
-        return self.model_copy(
-            update={
-                "task": task,
-                "query_instruction": query_instruction,
-                "text_instruction": text_instruction,
-            }
+        embedder = self._embedder.with_task(
+            task, query_instruction=query_instruction, document_instruction=text_instruction
         )
-
-    def fingerprint(self, role: Role) -> str:
-        """A stable name for the vectors of one role, "query" or "document".
-
-        It changes with anything that can change a vector and with nothing else. With
-        `model_name` left out the server is asked.
-        """
-        return self._embedder.fingerprint(role)
-
-    def close(self) -> None:
-        """Release the engine; it stops when no other open model uses it. May be repeated."""
-        self._embedder.close()
-
-    async def aclose(self) -> None:
-        """`close` for coroutines."""
-        await self._embedder.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
+        update = {"task": task, "query_instruction": query_instruction}
+        sibling = super().model_copy(update=update | {"text_instruction": text_instruction})
+        sibling._embedder = embedder
+        return sibling
 
     # Dumps, copies and pickles.
 
@@ -378,11 +430,11 @@ class Qwen3Embedding(BaseEmbedding):
     @field_validator("default_headers")
     @classmethod
     def _hide_headers(cls, headers: dict[str, Any] | None) -> dict[str, Any] | None:
-        return headers and hide(headers, SecretStr)
+        return headers and hide_headers(headers, SecretStr)
 
     @field_serializer("default_headers")
     def _dump_headers(self, headers: dict[str, Any] | None) -> dict[str, str] | None:
-        return headers and shown(headers)
+        return headers and show_headers(headers)
 
     @field_serializer("verify")
     def _dump_verify(self, verify: bool | str | ssl.SSLContext) -> bool | str:
@@ -390,7 +442,7 @@ class Qwen3Embedding(BaseEmbedding):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Another model with the same key and handles, and on the same engine if that fits."""
-        return type(self)(**self._parameters() | dict(update or {}))
+        return type(self)(**self.__dict__ | dict(update or {}))
 
     def __copy__(self) -> Self:
         return self.model_copy()
@@ -400,7 +452,8 @@ class Qwen3Embedding(BaseEmbedding):
 
     def __getstate__(self) -> dict[str, Any]:
         """All parameters but key and secret headers, and the handles that can be pickled."""
-        parameters = self._parameters()
+        check_can_pickle(self.__dict__)
+        parameters = dict(self.__dict__)
         parameters["default_headers"] = self._dump_headers(self.default_headers)
         del parameters["api_key"]
         for name in _HANDLES:
@@ -412,14 +465,19 @@ class Qwen3Embedding(BaseEmbedding):
         # Not the base's, which hides what __init__ raises and leaves half a model.
         type(self).__init__(self, **state["__dict__"])
 
-    def _parameters(self) -> dict[str, Any]:
-        cache = self.embeddings_cache
-        return self.__dict__ | {"embeddings_cache": cache and cache.store}
 
-
-def _marked(query: str) -> str:
-    """The query as the cache can tell it from a document; what is no text is refused later."""
-    return Query(query) if isinstance(query, str) else query
+def _make_embedder(given: Mapping[str, Any]) -> Embedder:
+    """Return the embedder of a model's arguments."""
+    ours = {"model_name": "model", "api_base": "base_url"}
+    ours["text_instruction"] = "document_instruction"
+    others = {"embed_batch_size", "num_workers", *_HANDLES}
+    names = Qwen3Embedding.model_fields.keys() - others  # pydantic refuses what is in neither
+    settings = {ours.get(k, k): given[k] for k in names & given.keys()}
+    batch_size = given.get("embed_batch_size", DEFAULT_BATCH_SIZE)
+    small = isinstance(batch_size, int) and 0 < batch_size < REQUEST_SIZE
+    return _Embedder(
+        settings.pop("model", None) or None, batch_size=batch_size if small else None, **settings
+    )
 
 
 def _can_pickle(value: Any) -> bool:
