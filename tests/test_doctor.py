@@ -23,12 +23,14 @@ from safetensors.numpy import load_file, save_file
 from conftest import RunningServer, free_port
 from qwen3_embeddings import Embedder, Finding, Report
 from qwen3_embeddings.cli.main import main
-from qwen3_embeddings.doctor import checks
+from qwen3_embeddings.doctor import known, pooling, rows, texts
 from qwen3_embeddings.doctor.runner import CHECKS
+from qwen3_embeddings.doctor.subject import CannotTellError, Subject
 from qwen3_embeddings.engines.base import Engine, Prompt, Usage
 from qwen3_embeddings.engines.openai.client import ServerEngine
 from qwen3_embeddings.engines.sentence_transformers import ReferenceEngine
 from qwen3_embeddings.errors import TextRefusedError, TextTooLongError
+from qwen3_embeddings.models import MODELS
 from qwen3_embeddings.testing import write_checkpoint
 from qwen3_embeddings.vectors import Vectors
 
@@ -255,15 +257,15 @@ class Altering(ReferenceEngine):
         return self.row(await super().embed(ids, dimensions, urgent))
 
 
-async def subject_of(engine: Engine) -> checks.Subject:
-    return checks.Subject(engine, await engine.start(), None, None, "", None)
+async def subject_of(engine: Engine) -> Subject:
+    return Subject(engine, await engine.start(), None, None, "", None)
 
 
 async def test_the_demo_model() -> None:
     """Trained weights; a tokenizer that folds case and drops white space, as the finding says."""
     subject = await subject_of(ReferenceEngine(str(DEMO), dtype="float32"))
-    assert (await checks.pooling(subject)).status == "ok"
-    found = await checks.unaltered(subject)
+    assert (await pooling.pooling(subject)).status == "ok"
+    found = await texts.unaltered(subject)
     assert "white space at the end is stripped; case is folded" in found.message
     assert "left out" not in found.message
     assert "accents" not in found.message
@@ -274,14 +276,14 @@ async def test_mean_pooling_of_trained_weights(tmp_path: Path) -> None:
     file = tmp_path / "1_Pooling" / "config.json"
     last = {"pooling_mode_lasttoken": False, "pooling_mode_mean_tokens": True}
     file.write_text(json.dumps(json.loads(file.read_text()) | last))
-    found = await checks.pooling(await subject_of(ReferenceEngine(str(tmp_path), dtype="float32")))
+    found = await pooling.pooling(await subject_of(ReferenceEngine(str(tmp_path), dtype="float32")))
     assert found.status == "failure"
     assert "the mean is pooled" in found.message
 
 
 @pytest.mark.parametrize("cut", [slice(512), slice(-512, None), slice(1700), slice(-1700, None)])
 async def test_a_server_that_cuts_inside_its_context(cut: slice, checkpoint: str) -> None:
-    found = await checks.context(await subject_of(Altering(checkpoint, cut=cut)))
+    found = await texts.context(await subject_of(Altering(checkpoint, cut=cut)))
     assert found.status == "failure"
     assert "a text of 2040 tokens is cut in silence" in found.message
 
@@ -303,9 +305,9 @@ class Refusing(ReferenceEngine):
 
 async def test_a_server_that_refuses_what_it_promises(checkpoint: str) -> None:
     subject = await subject_of(Refusing(checkpoint, dtype="float32"))
-    assert (await checks.context(subject)).status == "warning"
+    assert (await texts.context(subject)).status == "warning"
     untold = replace(subject, served=replace(subject.served, context=None))
-    assert (await checks.context(untold)).status == "ok"
+    assert (await texts.context(untold)).status == "ok"
 
 
 class TextsOnly(ReferenceEngine):
@@ -324,8 +326,8 @@ class TextsOnly(ReferenceEngine):
 
 
 async def test_pooling_without_token_ids_cannot_be_told(checkpoint: str) -> None:
-    with pytest.raises(checks.CannotTellError, match="the mean takes token ids"):
-        await checks.pooling(await subject_of(TextsOnly(checkpoint, dtype="float32")))
+    with pytest.raises(CannotTellError, match="the mean takes token ids"):
+        await pooling.pooling(await subject_of(TextsOnly(checkpoint, dtype="float32")))
 
 
 @pytest.mark.parametrize(
@@ -341,7 +343,7 @@ async def test_pooling_without_token_ids_cannot_be_told(checkpoint: str) -> None
     ],
 )
 async def test_what_alters_texts(text: Callable[[str], str], said: str, checkpoint: str) -> None:
-    found = await checks.unaltered(await subject_of(Altering(checkpoint, text=text)))
+    found = await texts.unaltered(await subject_of(Altering(checkpoint, text=text)))
     assert found.status == "failure"
     assert said in found.message
     assert ";" not in found.message  # and nothing else
@@ -349,7 +351,7 @@ async def test_what_alters_texts(text: Callable[[str], str], said: str, checkpoi
 
 @pytest.mark.parametrize("row", [np.sign, lambda rows: np.round(rows, 2)], ids=["signs", "rounded"])
 async def test_rows_of_few_numbers(row: Callable[[Vectors], Vectors], checkpoint: str) -> None:
-    found = await checks.precision(await subject_of(Altering(checkpoint, row=row)))
+    found = await rows.precision(await subject_of(Altering(checkpoint, row=row)))
     assert found.status == "warning"
 
 
@@ -544,9 +546,9 @@ def test_a_gateway_that_lets_everybody_in(server: RunningServer) -> None:
 
 
 def test_published_sizes_have_their_similarities() -> None:
-    for size, matrix in checks.PUBLISHED.items():
+    for size, matrix in known.PUBLISHED.items():
         assert np.shape(matrix) == (2, 2)
-        assert checks.models.MODELS[f"Qwen/Qwen3-Embedding-{size.upper()}"]
+        assert MODELS[f"Qwen/Qwen3-Embedding-{size.upper()}"]
 
 
 def test_the_report_reads_well() -> None:

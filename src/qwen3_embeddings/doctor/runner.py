@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from qwen3_embeddings.doctor import checks, server
-from qwen3_embeddings.doctor.checks import CannotTellError, Subject
+from qwen3_embeddings.doctor import known, pooling, rows, server, sizes, texts
 from qwen3_embeddings.doctor.report import Finding, Report
+from qwen3_embeddings.doctor.subject import CannotTellError, Subject
 from qwen3_embeddings.engines.base import Engine
 from qwen3_embeddings.errors import Qwen3EmbeddingsError
 
 CHECKS: dict[str, Callable[[Subject], Awaitable[Finding]]] = {
-    "model": checks.model,
-    "finite": checks.finite,
-    "unit length": checks.unit_length,
-    "precision": checks.precision,
-    "repeatable": checks.repeatable,
-    "batch": checks.batch,
-    "end token": checks.end_token,
-    "pooling": checks.pooling,
-    "unaltered": checks.unaltered,
-    "token ids": checks.token_ids,
-    "matryoshka": checks.matryoshka,
-    "similarities": checks.similarities,
-    "reference": checks.reference,
-    "context": checks.context,
+    "model": sizes.model,
+    "finite": rows.finite,
+    "unit length": rows.unit_length,
+    "precision": rows.precision,
+    "repeatable": rows.repeatable,
+    "batch": rows.batch,
+    "end token": pooling.end_token,
+    "pooling": pooling.pooling,
+    "unaltered": texts.unaltered,
+    "token ids": texts.token_ids,
+    "matryoshka": sizes.matryoshka,
+    "similarities": known.similarities,
+    "reference": known.reference,
+    "context": texts.context,
     "wire formats": server.wire_formats,
     "authentication": server.authentication,
 }

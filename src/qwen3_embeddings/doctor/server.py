@@ -6,8 +6,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from qwen3_embeddings.cli.serve import LOOPBACK
-from qwen3_embeddings.doctor.checks import IDENTICAL, TEXTS, CannotTellError, Subject, distance
+from qwen3_embeddings.doctor.compare import IDENTICAL, distance
 from qwen3_embeddings.doctor.report import Finding
+from qwen3_embeddings.doctor.subject import TEXTS, CannotTellError, Subject
 from qwen3_embeddings.engines.openai import wire
 from qwen3_embeddings.engines.openai.client import ServerEngine
 from qwen3_embeddings.errors import ServerRefusedError
