@@ -1,4 +1,4 @@
-"""One examination: start the engine, run every check, report."""
+"""Run every check on one engine and collect the findings in a report."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ CHECKS: dict[str, Callable[[Subject], Awaitable[Finding]]] = {
 }
 """Every check by its name, in the order of the report."""
 
+NEED_LAST_TOKEN = {"unaltered", "context"}
+"""Checks that are skipped if pooling failed: a first token's vector shows no later change."""
+
 
 async def examine(
     engine: Engine,
@@ -39,7 +42,10 @@ async def examine(
     instruction: str,
     reference: str | None,
 ) -> Report:
-    """The report on `engine`; the arguments are those of `Subject`."""
+    """Run every check on `engine` and return the report.
+
+    An engine that fails is reported, not raised. The arguments are those of `Subject`.
+    """
     target = str(getattr(engine, "base_url", None) or model)
     try:
         served = await engine.start()
@@ -48,10 +54,9 @@ async def examine(
     subject = Subject(engine, served, model, dimensions, instruction, reference)
     findings = [Finding("reachable", "ok", f"{served.engine} engine, {served.model}")]
     for name, check in CHECKS.items():
-        pooled = any(f.check == "pooling" and f.status == "failure" for f in findings)
-        # Vectors of the first token show no later change.
-        if name in {"unaltered", "context"} and pooled:
-            findings.append(Finding(name, "skipped", "cannot be told before pooling is mended"))
+        failed = {finding.check for finding in findings if finding.status == "failure"}
+        if name in NEED_LAST_TOKEN and "pooling" in failed:
+            findings.append(Finding(name, "skipped", "cannot be checked until pooling is fixed"))
             continue
         try:
             findings.append(await check(subject))
@@ -63,6 +68,6 @@ async def examine(
 
 
 def _broken(check: str, error: Qwen3EmbeddingsError) -> Finding:
-    """The finding of a check that got an error in place of vectors, which names the way out."""
-    effect = "There are no vectors, for this or for anything that does the same."
-    return Finding(check, "failure", str(error), effect, "See the end of the message.")
+    """Return the finding of a check that got an error instead of vectors."""
+    effect = "No vectors are returned for this request, or for any like it."
+    return Finding(check, "failure", str(error), effect, "The end of the message says what to do.")

@@ -1,4 +1,4 @@
-"""What is checked, and the texts that are sent to it."""
+"""The engine under test, and the texts that are sent to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qwen3_embeddings.errors import ServerRefusedError, TextRefusedError, TextTo
 from qwen3_embeddings.vectors import Vectors
 
 REFUSALS = (TextTooLongError, TextRefusedError, ServerRefusedError)
-"""What a server says that does not take a prompt."""
+"""Errors with which an engine refuses a prompt."""
 
 TEXTS = (
     "import numpy as np\n\nprint(np.eye(3))\n",
@@ -28,24 +28,29 @@ TEXTS = (
     "word " * 40,
     "many more words than the others have, " * 8,
 )
-"""What goes wrong elsewhere: "import" is NaN in float16, white space is stripped."""
+"""Texts known to fail elsewhere: "import" is NaN in float16, and some servers strip whitespace."""
+
+_PUBLISHED = re.compile(
+    r"qwen3-embedding-(0\.6b|4b|8b)(-(gguf|fp8|bf16|f16|f32|q\d\w*))*(\.gguf)?", re.IGNORECASE
+)
+"""A published name without its owner; quantized copies included, fine-tunes not."""
 
 
 class CannotTellError(Exception):
-    """A check cannot tell; the message says why."""
+    """A check cannot decide; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is checked, and what the checks need of it.
+    """The engine under test, and what the checks need to know about it.
 
     Attributes:
-        engine: the engine.
-        served: what it serves.
-        model: the model's name as the user gave it.
-        dimensions: a size the user wants, or None.
-        instruction: the query instruction in use.
-        reference: hub id or folder to compare with, or None.
+        engine: The engine.
+        served: What the engine serves.
+        model: The model's name as the user passed it, or None.
+        dimensions: A size that the user wants, or None.
+        instruction: The query instruction in use; may be empty.
+        reference: Hub id or folder to compare with, or None.
     """
 
     engine: Engine
@@ -56,21 +61,23 @@ class Subject:
     reference: str | None
 
     async def rows(self, *prompts: Prompt, dimensions: int | None = None) -> Vectors:
-        """Raw rows of one call; nothing is normalised here."""
+        """Return the raw rows of one call, shape (n, dimensions), not normalized."""
         return await self.engine.embed(list(prompts), dimensions, False)
 
     async def distance(self, one: Prompt, other: Prompt) -> float:
-        """1 - cosine of two prompts, each sent alone."""
+        """Return 1 - cosine of two prompts, each sent alone."""
         return distance(await self.rows(one), await self.rows(other))
 
     @property
     def published(self) -> str | None:
-        """Size of the published model that is served by its name: "0.6b", "4b", "8b" or None."""
-        names = f"{self.model} {self.served.model}"
-        match = re.search(r"qwen3-embedding-(0\.6b|4b|8b)", names, re.IGNORECASE)
-        return match[1].lower() if match else None
+        """Size of the published model that the name claims: "0.6b", "4b", "8b" or None."""
+        for name in (self.model, self.served.model):
+            last = (name or "").rstrip("/").rpartition("/")[2]
+            if match := _PUBLISHED.fullmatch(last):
+                return match[1].lower()
+        return None
 
     @property
     def context(self) -> int:
-        """The longest input in tokens, where nothing is said the family's."""
+        """Longest input in tokens; 32,768 (the whole family's) if the engine does not say."""
         return self.served.context or 32768
