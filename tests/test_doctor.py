@@ -1,4 +1,4 @@
-"""The doctor against engines and servers that are right, and against ones started wrongly."""
+"""The doctor, run on engines and servers that are right and on ones with known faults."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from safetensors.numpy import load_file, save_file
 from conftest import RunningServer, free_port
 from qwen3_embeddings import Embedder, Finding, Report
 from qwen3_embeddings.cli.main import main
-from qwen3_embeddings.doctor import checks
+from qwen3_embeddings.doctor import known, pooling, rows, sizes, texts
 from qwen3_embeddings.doctor.runner import CHECKS
+from qwen3_embeddings.doctor.subject import CannotTellError, Subject
 from qwen3_embeddings.engines.base import Engine, Prompt, Usage
 from qwen3_embeddings.engines.openai.client import ServerEngine
 from qwen3_embeddings.engines.sentence_transformers import ReferenceEngine
 from qwen3_embeddings.errors import TextRefusedError, TextTooLongError
+from qwen3_embeddings.models import MODELS
 from qwen3_embeddings.testing import write_checkpoint
 from qwen3_embeddings.vectors import Vectors
 
@@ -43,10 +45,10 @@ def finding(report: Report, check: str) -> Finding:
     return next(finding for finding in report.findings if finding.check == check)
 
 
-# What is right.
+# Engines and servers without faults.
 
 
-def test_an_engine_in_this_process_is_right(checkpoint: str, embedder: Embedder) -> None:
+def test_doctor_vllm_in_process_reports_no_failure(checkpoint: str, embedder: Embedder) -> None:
     report = embedder.doctor(reference=checkpoint)
     assert report.ok, report
     assert [finding.check for finding in report.findings] == ["reachable", *CHECKS]
@@ -54,7 +56,9 @@ def test_an_engine_in_this_process_is_right(checkpoint: str, embedder: Embedder)
     assert named(report, "warning") == set()
 
 
-async def test_a_server_is_right(server: RunningServer, checkpoint: str) -> None:
+async def test_doctor_vllm_server_reports_no_failure(
+    server: RunningServer, checkpoint: str
+) -> None:
     async with Embedder(base_url=server.base_url, api_key=server.api_key) as remote:
         report = await remote.adoctor(reference=checkpoint)
     assert report.ok, report
@@ -68,23 +72,23 @@ async def test_a_server_is_right(server: RunningServer, checkpoint: str) -> None
     assert "/v2/embed" not in said
 
 
-def test_sentence_transformers_is_right(reference: Embedder) -> None:
+def test_doctor_sentence_transformers_reports_no_failure(reference: Embedder) -> None:
     report = reference.doctor()
     assert report.ok, report
 
 
-def test_another_checkpoint_is_not_the_reference(embedder: Embedder, tmp_path: Path) -> None:
+def test_reference_other_checkpoint_fails(embedder: Embedder, tmp_path: Path) -> None:
     other = write_checkpoint(tmp_path, seed=1)
     assert named(embedder.doctor(reference=str(other)), "failure") == {"reference"}
 
 
-def test_a_size_there_is_not_is_no_finding_of_another(checkpoint: str) -> None:
+def test_matryoshka_size_over_native_fails_alone(checkpoint: str) -> None:
     report = Embedder(checkpoint, dtype="float32", dimensions=129).doctor()
     assert named(report, "failure") == {"matryoshka"}
     assert "129" in finding(report, "matryoshka").message
 
 
-# Engines in this process, started wrongly: they start in seconds.
+# Faulty engines in this process, which start in seconds.
 
 
 def examine_in_process(model: str | Path, **arguments: Any) -> Report:
@@ -102,11 +106,11 @@ def examine_in_process(model: str | Path, **arguments: Any) -> Report:
             set(),
         ),
         ({"pooler_config": {"use_activation": False}}, set(), {"unit length"}),
-        ({"hf_overrides": {}}, set(), set()),  # an engine in the process is never asked for a size
+        ({"hf_overrides": {}}, set(), set()),  # an in-process engine is never asked for a size
     ],
     ids=["first-token", "mean", "no-activation", "no-matryoshka"],
 )
-def test_wrong_flags(
+def test_doctor_wrong_vllm_flags_names_the_fault(
     engine_kwargs: dict[str, Any], failures: set[str], warnings: set[str], checkpoint: str
 ) -> None:
     report = examine_in_process(checkpoint, engine_kwargs=engine_kwargs)
@@ -117,7 +121,7 @@ def test_wrong_flags(
 
 
 def with_tokenizer(checkpoint: str, folder: Path, change: Callable[[dict[str, Any]], None]) -> str:
-    """A copy of the checkpoint with another tokenizer.json."""
+    """Copy the checkpoint, with another tokenizer.json."""
     shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
     file = folder / "tokenizer.json"
     content = json.loads(file.read_text())
@@ -151,7 +155,7 @@ def append_another(tokenizer: dict[str, Any]) -> None:
 
 
 def stand_before(tokenizer: dict[str, Any]) -> None:
-    """A start token, as many servers add to models that want one."""
+    """Prepend a start token, as many servers do for models that need one."""
     end = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
     tokenizer["post_processor"]["single"].insert(0, end)
     start = next(t for t in tokenizer["added_tokens"] if t["content"] == "<|im_start|>")
@@ -163,10 +167,10 @@ def stand_before(tokenizer: dict[str, Any]) -> None:
     ("change", "said"),
     [
         (flatten_newlines, "newlines become spaces"),
-        (strip_and_lower, "white space at the end is stripped; case is folded"),
+        (strip_and_lower, "trailing whitespace is stripped; case is folded"),
     ],
 )
-def test_text_that_is_altered(
+def test_unaltered_tokenizer_that_normalizes_fails(
     change: Callable[[dict[str, Any]], None], said: str, checkpoint: str, tmp_path: Path
 ) -> None:
     report = examine_in_process(with_tokenizer(checkpoint, tmp_path, change))
@@ -174,13 +178,13 @@ def test_text_that_is_altered(
     assert said in finding(report, "unaltered").message
 
 
-def test_a_token_before_every_text(checkpoint: str, tmp_path: Path) -> None:
+def test_end_token_start_token_fails(checkpoint: str, tmp_path: Path) -> None:
     report = examine_in_process(with_tokenizer(checkpoint, tmp_path, stand_before))
     assert {"end token", "token ids"} <= named(report, "failure"), report
 
 
 @pytest.mark.parametrize("change", [append_nothing, append_another])
-def test_an_engine_that_cannot_start(
+def test_reachable_engine_that_cannot_start_fails(
     change: Callable[[dict[str, Any]], None], checkpoint: str, tmp_path: Path
 ) -> None:
     report = examine_in_process(with_tokenizer(checkpoint, tmp_path, change))
@@ -190,11 +194,11 @@ def test_an_engine_that_cannot_start(
 
 
 @pytest.mark.parametrize("change", [append_nothing, append_another])
-def test_sentence_transformers_with_a_wrong_end(
+def test_end_token_missing_or_other_fails(
     change: Callable[[dict[str, Any]], None], checkpoint: str, tmp_path: Path
 ) -> None:
-    """The end token is told from vectors alone, whatever the engine."""
-    own = {"device": "cpu"}  # another engine than the session's, which this one spoils
+    """The end token is identified from vectors alone, on any engine."""
+    own = {"device": "cpu"}  # not the session's engine, because this test modifies it
     with Embedder(checkpoint, engine="reference", dtype="float32", engine_kwargs=own) as right:
         engine = right._lease.engine
         right.start()
@@ -206,7 +210,7 @@ def test_sentence_transformers_with_a_wrong_end(
     assert {"end token", "token ids"} <= named(report, "failure"), report
 
 
-def test_weights_that_give_nan(checkpoint: str, tmp_path: Path) -> None:
+def test_finite_nan_weights_fails(checkpoint: str, tmp_path: Path) -> None:
     shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
     weights = dict(load_file(tmp_path / "model.safetensors"))
     table = weights["embed_tokens.weight"].copy()
@@ -219,14 +223,14 @@ def test_weights_that_give_nan(checkpoint: str, tmp_path: Path) -> None:
     assert "🙂" in finding(report, "finite").message
 
 
-# The checks by themselves, on the reference engine: what a server may do to texts and rows.
+# Single checks on the reference engine, with altered texts or rows.
 
 
 DEMO = Path(__file__).parents[1] / "models/demo/qwen3_embeddings_demo_model/checkpoint"
 
 
 class Altering(ReferenceEngine):
-    """The reference, behind something that alters texts, token ids or rows."""
+    """The reference engine, with texts, token ids or rows altered."""
 
     def __init__(
         self,
@@ -255,39 +259,155 @@ class Altering(ReferenceEngine):
         return self.row(await super().embed(ids, dimensions, urgent))
 
 
-async def subject_of(engine: Engine) -> checks.Subject:
-    return checks.Subject(engine, await engine.start(), None, None, "", None)
+async def subject_of(engine: Engine) -> Subject:
+    return Subject(engine, await engine.start(), None, None, "", None)
 
 
-async def test_the_demo_model() -> None:
+async def test_doctor_demo_model_reports_pooling_ok() -> None:
     """Trained weights; a tokenizer that folds case and drops white space, as the finding says."""
     subject = await subject_of(ReferenceEngine(str(DEMO), dtype="float32"))
-    assert (await checks.pooling(subject)).status == "ok"
-    found = await checks.unaltered(subject)
-    assert "white space at the end is stripped; case is folded" in found.message
+    assert (await pooling.pooling(subject)).status == "ok"
+    found = await texts.unaltered(subject)
+    assert "trailing whitespace is stripped; case is folded" in found.message
     assert "left out" not in found.message
     assert "accents" not in found.message
 
 
-async def test_mean_pooling_of_trained_weights(tmp_path: Path) -> None:
-    shutil.copytree(DEMO, tmp_path, dirs_exist_ok=True)
-    file = tmp_path / "1_Pooling" / "config.json"
-    last = {"pooling_mode_lasttoken": False, "pooling_mode_mean_tokens": True}
-    file.write_text(json.dumps(json.loads(file.read_text()) | last))
-    found = await checks.pooling(await subject_of(ReferenceEngine(str(tmp_path), dtype="float32")))
+async def test_pooling_mean_of_trained_weights_fails(tmp_path: Path) -> None:
+    wrong = with_pooling(DEMO, tmp_path / "wrong", "mean_tokens")
+    found = await pooling.pooling(await subject_of(ReferenceEngine(wrong, dtype="float32")))
     assert found.status == "failure"
     assert "the mean is pooled" in found.message
 
 
-@pytest.mark.parametrize("cut", [slice(512), slice(-512, None), slice(1700), slice(-1700, None)])
-async def test_a_server_that_cuts_inside_its_context(cut: slice, checkpoint: str) -> None:
-    found = await checks.context(await subject_of(Altering(checkpoint, cut=cut)))
+def random_weights(folder: Path, std: float, **shape: int) -> str:
+    """Write a checkpoint whose matrices all have one standard deviation, as before training."""
+    write_checkpoint(folder, **shape)
+    weights = dict(load_file(folder / "model.safetensors"))
+    for name, matrix in weights.items():
+        if matrix.ndim == 2:
+            weights[name] = matrix * np.float32(std / matrix.std())
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def with_pooling(checkpoint: str | Path, folder: Path, mode: str) -> str:
+    """Copy a checkpoint, with another pooling mode in sentence-transformers' file."""
+    shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+    file = folder / "1_Pooling" / "config.json"
+    change = {"pooling_mode_lasttoken": False, f"pooling_mode_{mode}": True}
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    return str(folder)
+
+
+SHAPES = pytest.mark.parametrize(
+    ("std", "dimensions", "layers"), [(0.02, 128, 2), (0.02, 256, 12), (0.05, 128, 28)]
+)
+
+
+@SHAPES
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_pooling_last_token_of_random_weights_is_ok(
+    std: float, dimensions: int, layers: int, dtype: str, tmp_path: Path
+) -> None:
+    """Untrained weights move little with the last token; a fixed limit calls that a mean."""
+    checkpoint = random_weights(tmp_path, std, dimensions=dimensions, layers=layers)
+    subject = await subject_of(ReferenceEngine(checkpoint, dtype=dtype))
+    found = await pooling.pooling(subject)
+    assert found.status == "ok"
+    assert found.measured is not None
+    assert found.measured > 2 * pooling.LAST
+    assert (await pooling.end_token(subject)).status == "ok"
+
+
+@SHAPES
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [("mean_tokens", "the mean is pooled"), ("cls_token", "the first token is pooled")],
+)
+async def test_pooling_wrong_mode_of_random_weights_fails(
+    std: float, dimensions: int, layers: int, mode: str, said: str, tmp_path: Path
+) -> None:
+    right = random_weights(tmp_path / "right", std, dimensions=dimensions, layers=layers)
+    wrong = with_pooling(right, tmp_path / "wrong", mode)
+    found = await pooling.pooling(await subject_of(ReferenceEngine(wrong, dtype="bfloat16")))
     assert found.status == "failure"
-    assert "a text of 2040 tokens is cut in silence" in found.message
+    assert said in found.message
+    assert found.measured is not None
+    assert found.measured < pooling.MEAN / 2
+
+
+async def test_pooling_short_context_cannot_tell_the_mean(tmp_path: Path) -> None:
+    """In a run of 255 tokens the mean is not claimed."""
+    write_checkpoint(tmp_path / "right", context=512)
+    wrong = with_pooling(tmp_path / "right", tmp_path / "wrong", "mean_tokens")
+    with pytest.raises(CannotTellError, match="--reference"):
+        await pooling.pooling(await subject_of(ReferenceEngine(wrong, dtype="float32")))
+
+
+class PlainEndToken(ReferenceEngine):
+    """The reference engine, reading the end token in a text as plain text."""
+
+    async def tokenize(self, texts: list[str], urgent: bool = False) -> list[list[int]]:
+        return await super().tokenize([text.replace("<|", "< |") for text in texts], urgent)
+
+    async def embed(
+        self,
+        prompts: list[Prompt],
+        dimensions: int | None,
+        urgent: bool,
+        usage: Usage | None = None,
+    ) -> Vectors:
+        plain: list[Prompt] = [
+            prompt.replace("<|", "< |") if isinstance(prompt, str) else prompt for prompt in prompts
+        ]
+        return await super().embed(plain, dimensions, urgent)
+
+
+async def test_end_token_read_as_plain_text_cannot_tell(checkpoint: str) -> None:
+    """Such a server is right about every text without special tokens."""
+    subject = await subject_of(PlainEndToken(checkpoint, dtype="float32"))
+    with pytest.raises(CannotTellError, match="plain text"):
+        await pooling.end_token(subject)
+    assert (await texts.token_ids(subject)).status == "ok"
+
+
+def jitter(rows: Vectors) -> Vectors:
+    """Add noise of 1-cos 1e-2 at most, as replicas of two precisions have."""
+    size = np.linalg.norm(rows, axis=1, keepdims=True) / rows.shape[1] ** 0.5
+    noise = np.random.default_rng().standard_normal(rows.shape, dtype=np.float32)
+    return rows + np.float32(0.1) * size * noise
+
+
+async def test_rows_noise_of_another_precision_warns(checkpoint: str) -> None:
+    subject = await subject_of(Altering(checkpoint, row=jitter))
+    for check in (rows.repeatable, rows.batch, sizes.matryoshka, texts.token_ids):
+        assert (await check(subject)).status == "warning"
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-Embedding-0.6B", "./qwen3-embedding-0.6b-Q8_0.gguf"])
+async def test_published_own_or_quantized_name_is_compared(name: str, checkpoint: str) -> None:
+    subject = await subject_of(ReferenceEngine(checkpoint, dtype="float32"))
+    assert replace(subject, model=name).published == "0.6b"
+
+
+async def test_published_name_of_a_fine_tune_is_not_compared(checkpoint: str) -> None:
+    subject = await subject_of(ReferenceEngine(checkpoint, dtype="float32"))
+    tuned = replace(subject, model="acme/qwen3-embedding-0.6b-legal")
+    assert tuned.published is None
+    with pytest.raises(CannotTellError, match="published"):
+        await known.similarities(tuned)
+
+
+@pytest.mark.parametrize("cut", [slice(512), slice(-512, None), slice(1700), slice(-1700, None)])
+async def test_context_text_cut_inside_context_fails(cut: slice, checkpoint: str) -> None:
+    found = await texts.context(await subject_of(Altering(checkpoint, cut=cut)))
+    assert found.status == "failure"
+    assert "a text of 2040 tokens is truncated without an error" in found.message
 
 
 class Refusing(ReferenceEngine):
-    """The reference, refusing what is longer than 64 characters."""
+    """The reference engine, refusing prompts longer than 64 characters."""
 
     async def embed(
         self,
@@ -301,15 +421,15 @@ class Refusing(ReferenceEngine):
         return await super().embed(prompts, dimensions, urgent)
 
 
-async def test_a_server_that_refuses_what_it_promises(checkpoint: str) -> None:
+async def test_context_text_refused_inside_context_warns(checkpoint: str) -> None:
     subject = await subject_of(Refusing(checkpoint, dtype="float32"))
-    assert (await checks.context(subject)).status == "warning"
+    assert (await texts.context(subject)).status == "warning"
     untold = replace(subject, served=replace(subject.served, context=None))
-    assert (await checks.context(untold)).status == "ok"
+    assert (await texts.context(untold)).status == "ok"
 
 
 class TextsOnly(ReferenceEngine):
-    """The reference, refusing token ids as infinity-emb does."""
+    """The reference engine, refusing token ids as infinity-emb does."""
 
     async def embed(
         self,
@@ -323,16 +443,16 @@ class TextsOnly(ReferenceEngine):
         return await super().embed(prompts, dimensions, urgent)
 
 
-async def test_pooling_without_token_ids_cannot_be_told(checkpoint: str) -> None:
-    with pytest.raises(checks.CannotTellError, match="the mean takes token ids"):
-        await checks.pooling(await subject_of(TextsOnly(checkpoint, dtype="float32")))
+async def test_pooling_token_ids_refused_cannot_tell(checkpoint: str) -> None:
+    with pytest.raises(CannotTellError, match="needs a run of 255 token ids"):
+        await pooling.pooling(await subject_of(TextsOnly(checkpoint, dtype="float32")))
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (str.rstrip, "white space at the end"),
-        (str.lstrip, "white space at the start"),
+        (str.rstrip, "trailing whitespace"),
+        (str.lstrip, "leading whitespace"),
         (lambda text: normalize("NFKC", text), "NFKC"),
         (lambda text: text.replace("é", "e"), "accents"),
         (lambda text: text.expandtabs(1), "tabs"),
@@ -340,21 +460,25 @@ async def test_pooling_without_token_ids_cannot_be_told(checkpoint: str) -> None
         (lambda text: text.replace("🙂", ""), "emoji"),
     ],
 )
-async def test_what_alters_texts(text: Callable[[str], str], said: str, checkpoint: str) -> None:
-    found = await checks.unaltered(await subject_of(Altering(checkpoint, text=text)))
+async def test_unaltered_text_altered_fails(
+    text: Callable[[str], str], said: str, checkpoint: str
+) -> None:
+    found = await texts.unaltered(await subject_of(Altering(checkpoint, text=text)))
     assert found.status == "failure"
     assert said in found.message
     assert ";" not in found.message  # and nothing else
 
 
 @pytest.mark.parametrize("row", [np.sign, lambda rows: np.round(rows, 2)], ids=["signs", "rounded"])
-async def test_rows_of_few_numbers(row: Callable[[Vectors], Vectors], checkpoint: str) -> None:
-    found = await checks.precision(await subject_of(Altering(checkpoint, row=row)))
+async def test_precision_few_distinct_values_warns(
+    row: Callable[[Vectors], Vectors], checkpoint: str
+) -> None:
+    found = await rows.precision(await subject_of(Altering(checkpoint, row=row)))
     assert found.status == "warning"
 
 
-async def test_metrics_that_are_no_http() -> None:
-    """Neither an answer that is no HTTP nor one that takes too long stops the examination."""
+async def test_authentication_response_not_http_counts_as_no_answer() -> None:
+    """Neither a response that is not HTTP nor a slow one stops the run."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         handlers.append(asyncio.current_task())
@@ -383,7 +507,7 @@ async def test_metrics_that_are_no_http() -> None:
     listener.close()
 
 
-# Servers, started wrongly.
+# Servers with faults.
 
 
 def examine(server: RunningServer, **arguments: Any) -> Report:
@@ -391,18 +515,18 @@ def examine(server: RunningServer, **arguments: Any) -> Report:
         return remote.doctor()
 
 
-def test_a_server_with_many_faults(wrong_server: RunningServer) -> None:
+def test_doctor_server_with_many_faults_names_each(wrong_server: RunningServer) -> None:
     report = examine(wrong_server, model="tiny")
     assert named(report, "failure") == {"end token", "token ids"}, report
     assert named(report, "warning") == {"unit length", "matryoshka", "authentication"}, report
 
 
-def test_another_model_under_a_published_name(wrong_server: RunningServer) -> None:
+def test_model_other_weights_under_published_name_fails(wrong_server: RunningServer) -> None:
     report = examine(wrong_server, model="Qwen/Qwen3-Embedding-0.6B")
     assert {"model", "similarities"} <= named(report, "failure"), report
 
 
-def test_codes_for_ci(
+def test_cli_doctor_returns_exit_code(
     server: RunningServer,
     wrong_server: RunningServer,
     monkeypatch: pytest.MonkeyPatch,
@@ -411,7 +535,7 @@ def test_codes_for_ci(
     monkeypatch.setenv("QWEN3_EMBEDDINGS_API_KEY", server.api_key)
     assert main(["doctor", "--base-url", server.base_url, "--dimensions", "64"]) == 0
     table = capsys.readouterr().out
-    assert "size 32 and 64: cut by the engine" in table
+    assert "size 32 and 64: truncated by the engine" in table
     assert "right: " in table
     assert main(["doctor", "--base-url", wrong_server.base_url, "--model", "tiny", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
@@ -432,14 +556,16 @@ def test_codes_for_ci(
         ["--api-key", "secret"],
     ],
 )
-def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_cli_doctor_wrong_usage_exits_with_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["doctor", *arguments])
     assert stop.value.code == 2
     assert "usage: qwen3-embeddings" in capsys.readouterr().err
 
 
-def test_what_cannot_be_reached(server: RunningServer) -> None:
+def test_reachable_no_server_or_wrong_key_fails(server: RunningServer) -> None:
     nobody = RunningServer(f"http://127.0.0.1:{free_port()}/v1", "", "")
     for report in (
         examine(nobody, max_retries=0),
@@ -450,7 +576,7 @@ def test_what_cannot_be_reached(server: RunningServer) -> None:
         assert report.findings[0].remedy
 
 
-# What stands between a client and real servers.
+# Gateways between a client and real servers.
 
 
 Alter = Callable[[dict[str, Any], bytes], bytes]
@@ -460,7 +586,7 @@ Alter = Callable[[dict[str, Any], bytes], bytes]
 def gateway(
     *servers: RunningServer, ask: dict[str, Any] | None = None, alter: Alter | None = None
 ) -> Iterator[RunningServer]:
-    """A gateway that takes turns between servers, adds to requests and alters answers."""
+    """A gateway that alternates between servers, adds to requests and alters responses."""
     turns = cycle(servers)
 
     class Handler(BaseHTTPRequestHandler):
@@ -501,13 +627,15 @@ def gateway(
         listener.server_close()
 
 
-def test_replicas_that_differ(server: RunningServer, wrong_server: RunningServer) -> None:
+def test_repeatable_replicas_that_differ_fails(
+    server: RunningServer, wrong_server: RunningServer
+) -> None:
     with gateway(server, wrong_server) as between:
         report = examine(between, model="tiny")
     assert "repeatable" in named(report, "failure"), report
 
 
-def test_a_gateway_that_cuts_long_texts(server: RunningServer) -> None:
+def test_context_gateway_that_truncates_fails(server: RunningServer) -> None:
     with gateway(server, ask={"truncate_prompt_tokens": 64}) as between:
         report = examine(between)
     assert "context" in named(report, "failure"), report
@@ -527,13 +655,27 @@ def swap_bytes(asked: dict[str, Any], body: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("alter", "failing"), [(reverse_rows, "batch"), (swap_bytes, "wire formats")]
 )
-def test_a_gateway_that_alters_answers(server: RunningServer, alter: Alter, failing: str) -> None:
+def test_doctor_gateway_that_alters_rows_fails(
+    server: RunningServer, alter: Alter, failing: str
+) -> None:
     with gateway(server, alter=alter) as between:
         report = examine(between)
     assert failing in named(report, "failure"), report
 
 
-def test_a_gateway_that_lets_everybody_in(server: RunningServer) -> None:
+def round_values(asked: dict[str, Any], body: bytes) -> bytes:
+    """Round to the 16 bits of bfloat16, as servers do that send embed_dtype bfloat16."""
+    bits = np.frombuffer(body, "<u4") + np.uint32(0x8000)
+    form = asked["encoding_format"]
+    return (bits & np.uint32(0xFFFF0000)).tobytes() if form == "bytes_only" else body
+
+
+def test_wire_formats_rounded_values_are_ok(server: RunningServer) -> None:
+    with gateway(server, alter=round_values) as between:
+        assert finding(examine(between), "wire formats").status == "ok"
+
+
+def test_authentication_gateway_without_key_warns(server: RunningServer) -> None:
     with gateway(server) as between:
         assert "loopback" in finding(examine(between), "authentication").message
         keyed = RunningServer(between.base_url, "a-key", "tiny")
@@ -543,13 +685,13 @@ def test_a_gateway_that_lets_everybody_in(server: RunningServer) -> None:
 # The report.
 
 
-def test_published_sizes_have_their_similarities() -> None:
-    for size, matrix in checks.PUBLISHED.items():
+def test_published_every_model_has_similarities() -> None:
+    for size, matrix in known.PUBLISHED.items():
         assert np.shape(matrix) == (2, 2)
-        assert checks.models.MODELS[f"Qwen/Qwen3-Embedding-{size.upper()}"]
+        assert MODELS[f"Qwen/Qwen3-Embedding-{size.upper()}"]
 
 
-def test_the_report_reads_well() -> None:
+def test_report_to_text_fits_the_width() -> None:
     found = Finding("pooling", "failure", "the mean is pooled", "ranking is poor", "--pooling last")
     report = Report("http://localhost/v1", None, (found, Finding("batch", "ok", "equal " * 40)))
     text = report.to_text(80)

@@ -1,1 +1,1 @@
-"""The doctor: is what an engine or server returns what Qwen3-Embedding should return?"""
+"""Check that an engine or server returns the vectors that Qwen3-Embedding should return."""

@@ -1,4 +1,4 @@
-"""What the doctor found: typed, for a person and for a machine."""
+"""Findings and reports of the doctor, as objects, JSON and text."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ class Finding:
     """The outcome of one check.
 
     Attributes:
-        check: name of the check.
-        status: "ok"; "warning" (this package's vectors are usable, but something about the engine
-            is worth knowing); "failure" (wrong vectors, or none); "skipped" (could not be told,
-            and the message says why).
-        message: what was seen.
-        effect: what it does to search; empty when ok.
-        remedy: the flag or setting that mends it; empty when ok.
+        check: Name of the check.
+        status: "ok", "warning" (this package's vectors are usable, but other clients may have a
+            problem), "failure" (vectors are wrong or missing) or "skipped" (the check does not
+            apply or cannot decide).
+        message: What was measured or why the check was skipped.
+        effect: Effect on search; empty unless the status is "warning" or "failure".
+        remedy: What to change; empty unless the status is "warning" or "failure".
+        measured: The value that the check compared with its limits, or None. docs/doctor.md
+            defines it for each check.
     """
 
     check: str
@@ -30,6 +32,7 @@ class Finding:
     message: str
     effect: str = ""
     remedy: str = ""
+    measured: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,16 @@ class Report:
     """All findings about one engine or server.
 
     Attributes:
-        target: the server's base URL, or the model an engine in this process runs.
-        served: what it serves; None when it could not be started or reached.
-        findings: one a check, in the order of the checks.
+        target: The server's base URL, or the model that an engine in this process runs.
+        served: What the engine serves; None if it could not be started or reached.
+        findings: One finding per check, in the order of the checks.
+
+    Example:
+        >>> report = embedder.doctor()
+        >>> report.ok
+        True
+        >>> [finding.check for finding in report.findings if finding.status == "warning"]
+        ['authentication']
     """
 
     target: str
@@ -48,15 +58,26 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether no check failed; warnings are not failures."""
+        """Whether no check failed. Warnings are not failures."""
         return not any(finding.status == "failure" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report in JSON's types."""
+        """Return the report in types that JSON can represent.
+
+        Example:
+            >>> print(json.dumps(report.to_dict(), indent=2))
+        """
         return {"ok": self.ok} | asdict(self)
 
     def to_text(self, width: int = 100) -> str:
-        """The report as a table of at most `width` columns."""
+        """Return the report as a table for a terminal.
+
+        Args:
+            width: Largest line length in characters, at least 60.
+
+        Example:
+            >>> print(report.to_text(80))
+        """
         lines = [self.target, ""]
         for finding in self.findings:
             head = f"{finding.status:<9}{finding.check:<16}"

@@ -1,34 +1,37 @@
-"""One examination: start the engine, run every check, report."""
+"""Run every check on one engine and collect the findings in a report."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from qwen3_embeddings.doctor import checks, server
-from qwen3_embeddings.doctor.checks import CannotTellError, Subject
+from qwen3_embeddings.doctor import known, pooling, rows, server, sizes, texts
 from qwen3_embeddings.doctor.report import Finding, Report
+from qwen3_embeddings.doctor.subject import CannotTellError, Subject
 from qwen3_embeddings.engines.base import Engine
 from qwen3_embeddings.errors import Qwen3EmbeddingsError
 
 CHECKS: dict[str, Callable[[Subject], Awaitable[Finding]]] = {
-    "model": checks.model,
-    "finite": checks.finite,
-    "unit length": checks.unit_length,
-    "precision": checks.precision,
-    "repeatable": checks.repeatable,
-    "batch": checks.batch,
-    "end token": checks.end_token,
-    "pooling": checks.pooling,
-    "unaltered": checks.unaltered,
-    "token ids": checks.token_ids,
-    "matryoshka": checks.matryoshka,
-    "similarities": checks.similarities,
-    "reference": checks.reference,
-    "context": checks.context,
+    "model": sizes.model,
+    "finite": rows.finite,
+    "unit length": rows.unit_length,
+    "precision": rows.precision,
+    "repeatable": rows.repeatable,
+    "batch": rows.batch,
+    "end token": pooling.end_token,
+    "pooling": pooling.pooling,
+    "unaltered": texts.unaltered,
+    "token ids": texts.token_ids,
+    "matryoshka": sizes.matryoshka,
+    "similarities": known.similarities,
+    "reference": known.reference,
+    "context": texts.context,
     "wire formats": server.wire_formats,
     "authentication": server.authentication,
 }
 """Every check by its name, in the order of the report."""
+
+NEED_LAST_TOKEN = {"unaltered", "context"}
+"""Checks that are skipped if pooling failed: a first token's vector shows no later change."""
 
 
 async def examine(
@@ -39,7 +42,10 @@ async def examine(
     instruction: str,
     reference: str | None,
 ) -> Report:
-    """The report on `engine`; the arguments are those of `Subject`."""
+    """Run every check on `engine` and return the report.
+
+    An engine that fails is reported, not raised. The arguments are those of `Subject`.
+    """
     target = str(getattr(engine, "base_url", None) or model)
     try:
         served = await engine.start()
@@ -48,10 +54,9 @@ async def examine(
     subject = Subject(engine, served, model, dimensions, instruction, reference)
     findings = [Finding("reachable", "ok", f"{served.engine} engine, {served.model}")]
     for name, check in CHECKS.items():
-        pooled = any(f.check == "pooling" and f.status == "failure" for f in findings)
-        # Vectors of the first token show no later change.
-        if name in {"unaltered", "context"} and pooled:
-            findings.append(Finding(name, "skipped", "cannot be told before pooling is mended"))
+        failed = {finding.check for finding in findings if finding.status == "failure"}
+        if name in NEED_LAST_TOKEN and "pooling" in failed:
+            findings.append(Finding(name, "skipped", "cannot be checked until pooling is fixed"))
             continue
         try:
             findings.append(await check(subject))
@@ -63,6 +68,6 @@ async def examine(
 
 
 def _broken(check: str, error: Qwen3EmbeddingsError) -> Finding:
-    """The finding of a check that got an error in place of vectors, which names the way out."""
-    effect = "There are no vectors, for this or for anything that does the same."
-    return Finding(check, "failure", str(error), effect, "See the end of the message.")
+    """Return the finding of a check that got an error instead of vectors."""
+    effect = "No vectors are returned for this request, or for any like it."
+    return Finding(check, "failure", str(error), effect, "The end of the message says what to do.")

@@ -1,4 +1,4 @@
-"""The checks of a server as such: what it speaks, and whom it answers."""
+"""Checks of the server itself: its wire formats and its authentication."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from qwen3_embeddings.cli.serve import LOOPBACK
-from qwen3_embeddings.doctor.checks import IDENTICAL, TEXTS, CannotTellError, Subject, distance
+from qwen3_embeddings.doctor.compare import distance, graded
 from qwen3_embeddings.doctor.report import Finding
+from qwen3_embeddings.doctor.subject import TEXTS, CannotTellError, Subject
 from qwen3_embeddings.engines.openai import wire
 from qwen3_embeddings.engines.openai.client import ServerEngine
 from qwen3_embeddings.errors import ServerRefusedError
@@ -15,10 +16,11 @@ from qwen3_embeddings.vectors import Vectors
 
 
 async def wire_formats(subject: Subject) -> Finding:
-    """Every wire format the server speaks carries the same numbers."""
+    """Check that all wire formats of the server carry the same values."""
     engine = _server(subject)
     spoken: dict[str, Vectors] = {}
-    for asked in reversed(wire.FORMATS):  # the plainest first, to compare with
+    apart = 0.0
+    for asked in reversed(wire.FORMATS):  # plain floats first: the others are compared with them
         body = {"model": subject.served.model, "input": list(TEXTS[:4])} | wire.ask(asked)
         try:
             answer = await engine.connection.post(engine.base_url + "/embeddings", body)
@@ -28,23 +30,26 @@ async def wire_formats(subject: Subject) -> Finding:
         form, rows, _ = wire.read(answer.content, kind, 4)
         spoken.setdefault(form, rows)
         first = next(iter(spoken.values()))
-        if rows.shape != first.shape or distance(rows, first) > IDENTICAL:
+        apart = max(apart, distance(rows, first) if rows.shape == first.shape else 2.0)
+        status = graded(apart)
+        if status != "ok":
             return Finding(
                 "wire formats",
-                "failure",
-                f"encoding_format={asked} and {next(iter(spoken))} carry different numbers",
-                "Clients of the same server get vectors that do not fit each other.",
-                "Take out what alters bodies on the way; vLLM: embed_dtype float32, endianness "
-                "little.",
+                status,
+                f"encoding_format={asked} and {next(iter(spoken))} differ by 1-cos = {apart:.2g}",
+                "Clients of the same server get vectors that do not match each other.",
+                "Remove whatever alters response bodies between server and client; vLLM: "
+                "embed_dtype float32, endianness little.",
+                apart,
             )
-    said = f"{', '.join(spoken)} carry the same numbers"
+    said = f"{', '.join(spoken)} carry the same values"
     if "bytes_only" not in spoken and "base64" not in spoken:
-        said += "; no compact one, so answers are large and slow to read"
-    return Finding("wire formats", "ok", said)
+        said += "; none is compact, so responses are large and slow to parse"
+    return Finding("wire formats", "ok", said, measured=apart)
 
 
 async def authentication(subject: Subject) -> Finding:
-    """No route answers without the key; where none is wanted, only loopback answers."""
+    """Check that no route answers without the key, unless the server listens on loopback only."""
     engine = _server(subject)
     name = subject.served.model
     root = engine.base_url.removesuffix("/v1")
@@ -69,19 +74,19 @@ async def authentication(subject: Subject) -> Finding:
     if not answering:
         return Finding(check, "ok", f"none of {len(routes)} routes answers without the key")
     if not engine.connection.has_credentials and local:
-        return Finding(check, "ok", "no key is wanted, on loopback")
+        return Finding(check, "ok", "no key is required, but the server listens on loopback only")
     return Finding(
         check,
         "warning",
-        f"answer without a key: {', '.join(answering)}",
-        "Whoever reaches the port can use them: embed, fill the queue, or read what they tell.",
-        "Let only the routes under /v1 (and /tokenize and /version from hosts you trust) through "
-        "a reverse proxy; vLLM's --api-key guards /v1 and /v2 alone. Without a key: set "
-        "QWEN3_EMBEDDINGS_API_KEY where qwen3-embeddings serve starts, or bind to 127.0.0.1.",
+        f"these routes answer without a key: {', '.join(answering)}",
+        "Anyone who can reach the port can embed texts, fill the queue, or read the metrics.",
+        "Put a reverse proxy in front that forwards only /v1 (and, from trusted hosts, /tokenize "
+        "and /version), because vLLM's --api-key protects only /v1 and /v2. If no key is set, set "
+        "QWEN3_EMBEDDINGS_API_KEY for qwen3-embeddings serve, or bind to 127.0.0.1.",
     )
 
 
 def _server(subject: Subject) -> ServerEngine:
     if not isinstance(subject.engine, ServerEngine):
-        raise CannotTellError("the engine runs in this process")
+        raise CannotTellError("the engine runs in this process, not behind a server")
     return subject.engine
