@@ -56,7 +56,9 @@ def through_server(figures: dict[str, Any], path: Path) -> None:
         loops = figures.get(kind, {}).get(client, {}).get("clients", {})
         rates = [loop["texts_per_second"] for loop in loops.values()]
         axes.plot([int(n) for n in loops], rates, marker="o", label=label)
-    axes.set(xscale="log", yscale="log", xlabel="concurrent callers, one text each", ylabel="texts/s")
+    axes.set(
+        xscale="log", yscale="log", xlabel="concurrent callers, one text each", ylabel="texts/s"
+    )
     axes.set_xticks([1, 8, 64, 256], ["1", "8", "64", "256"])
     _finish(figure, axes, path)
 

@@ -1,4 +1,4 @@
-"""Every Python block of README.md and docs/ runs, and prints the lines after its `#>` marks.
+"""Every Python block of README.md and docs/ runs, and prints what its `# ->` comments say.
 
 Pages name the published model and a server on port 8000. Here the demo model and the session's
 server replace them. The blocks of one page run in order and share their variables. A block with
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from conftest import RunningServer
 from qwen3_embeddings import Embedder
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"^```python *(?P<settings>.*)\n(?P<source>(?:.*\n)*?)```$", re.MULTILINE)
+BLOCK = re.compile(
+    r"^(?P<indent> *)```python *(?P<settings>.*)\n(?P<source>(?:.*\n)*?)(?P=indent)```$",
+    re.MULTILINE,
+)
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -49,17 +53,31 @@ def test_page_runs_and_prints_what_it_says(
     replacements = {
         "Qwen/Qwen3-Embedding-0.6B": engine,
         "http://localhost:8000/v1": server.base_url,
+        'api_key="…"': f'api_key="{server.api_key}"',
     }
     variables: dict[str, object] = {"__name__": "page"}
     for block in BLOCK.finditer(PAGES[page]):
         if 'test="skip"' in block["settings"]:
             continue
-        source = block["source"]
+        source = textwrap.dedent(block["source"])
         for published, running in replacements.items():
             source = source.replace(published, running)
         lines_above = PAGES[page].count("\n", 0, block.start("source"))
         code = compile("\n" * lines_above + source, str(ROOT / page), "exec")
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(code, variables)
-        expected = re.findall(r"^ *#> ?(.*)$", source, re.MULTILINE)
+        expected = re.findall(r"^ *# -> ?(.*)$", source, re.MULTILINE)
         assert printed.getvalue().splitlines() == expected, f"{page}, line {lines_above + 1}"
+
+
+def test_links_to_the_repository_name_files_that_exist() -> None:
+    prefix = r"qwen3-embeddings/qwen3-embeddings/(?:blob/)?main/"
+    links = {m[1] for text in PAGES.values() for m in re.finditer(prefix + r"([^)#\s]+)", text)}
+    assert links
+    assert [link for link in sorted(links) if not (ROOT / link).exists()] == []
+
+
+def test_readme_has_at_most_450_words_and_no_relative_link() -> None:
+    readme = PAGES["README.md"]
+    assert len(readme.split()) <= 450
+    assert re.findall(r"\]\((?!https://)[^)]*\)", readme) == []

@@ -1,6 +1,6 @@
 """Check the wording of documents, docstrings, comments and messages.
 
-    python tools/prose/check.py [PATH ...]     default: every tracked file
+    python tools/prose/check.py [PATH ...]     default: every file
 
 Terms: tools/prose/terms.txt. Markdown is also checked for sentences over 25 words. Code, inline
 code and links are not read, so identifiers cause no findings.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import re
-import subprocess
 import sys
 import tokenize
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ TERMS = [
     if not line.startswith("#")
     for pattern, advice in [line.split("\t")]
 ]
-SKIPPED = re.compile(r"tools/(prose/|demo_model/)|/demo/|LICENSE|tests/data")
+SKIPPED = re.compile(r"^(\.|build/|dist/|tools/(prose|demo_model)/)|/demo/")
 CODE = re.compile(r"```.*?```|``.*?``|`[^`]*`|<!--.*?-->|\]\([^)]*\)|https?://\S+", re.DOTALL)
 
 
@@ -69,9 +69,9 @@ def findings(path: Path) -> Iterator[str]:
 
 def main() -> int:
     """Print the findings; return 1 if there are any."""
-    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True)
-    names = sys.argv[1:] or tracked.stdout.split("\n")
-    paths = [Path(n) for n in names if n.endswith((".md", ".py")) and not SKIPPED.search(n)]
+    tops = [Path(name) for name in sys.argv[1:] or sorted(os.listdir())]
+    files = [f for t in tops if not SKIPPED.search(f"{t}/") for f in (t, *t.rglob("*"))]
+    paths = {f for f in files if f.suffix in {".md", ".py"} and not SKIPPED.search(str(f))}
     found = [finding for path in sorted(paths) for finding in findings(path)]
     print("\n".join(found) or "no findings")
     return bool(found)
