@@ -1,4 +1,4 @@
-"""Every Python block of README.md and docs/ runs, and prints what its `# ->` comments say.
+"""Every Python block of the READMEs and docs/ runs, and prints what its `# ->` comments say.
 
 Pages name the published model and a server on port 8000. Here the demo model and the session's
 server replace them. The blocks of one page run in order and share their variables. A block with
@@ -18,7 +18,7 @@ import pytest
 from qwen3_embeddings_demo_model import path as demo_model
 
 from conftest import RunningServer
-from qwen3_embeddings import Embedder
+from qwen3_embeddings import Embedder, errors
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
@@ -27,8 +27,10 @@ BLOCK = re.compile(
 )
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    for pattern in ("README.md", "integrations/l*/README.md", "docs/**/*.md")
+    for path in sorted(ROOT.glob(pattern))
 }
+PUBLISHED = [page for page in PAGES if page.endswith("README.md")]  # what PyPI shows
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,19 @@ def test_links_to_the_repository_name_files_that_exist() -> None:
     assert [link for link in sorted(links) if not (ROOT / link).exists()] == []
 
 
-def test_readme_has_at_most_450_words_and_no_relative_link() -> None:
-    readme = PAGES["README.md"]
-    assert len(readme.split()) <= 450
-    assert re.findall(r"\]\((?!https://)[^)]*\)", readme) == []
+@pytest.mark.parametrize("page", PUBLISHED)
+def test_readme_has_no_relative_link(page: str) -> None:
+    assert re.findall(r"\]\((?!https://)[^)]*\)", PAGES[page]) == []
+
+
+def test_readme_has_at_most_450_words() -> None:
+    assert len(PAGES["README.md"].split()) <= 450
+
+
+def test_exception_tree_shows_every_class_with_its_built_in_base() -> None:
+    tree = PAGES["docs/reference/errors.md"]
+    for name, kind in vars(errors).items():
+        if isinstance(kind, type) and issubclass(kind, errors.Qwen3EmbeddingsError):
+            built_in = [base.__name__ for base in kind.__bases__ if base.__module__ == "builtins"]
+            shown = f"{name} ({built_in[0]})" if kind.__bases__[1:] else name
+            assert re.search(rf"(^|[├└]── ){re.escape(shown)}( |$)", tree, re.MULTILINE), shown
