@@ -34,8 +34,8 @@ def python(source: str, with_strings: bool) -> Iterator[tuple[int, str]]:
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string
     for node in ast.walk(ast.parse(source)):
-        statement = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        value = node.value if statement else node if with_strings else None
+        docstring = node.value if isinstance(node, ast.Expr) else None
+        value = node if with_strings else docstring
         if isinstance(value, ast.Constant) and isinstance(value.value, str) and " " in value.value:
             yield value.lineno, value.value
 
