@@ -24,7 +24,7 @@ TERMS = [
     if not line.startswith("#")
     for pattern, advice in [line.split("\t")]
 ]
-SKIPPED = re.compile(r"^(\.|build/|dist/|tools/(prose|demo_model)/)|/demo/")
+SKIPPED = re.compile(r"^(\.|build/|dist/|tools/prose/)|/evaluation/")
 CODE = re.compile(r"```.*?```|``.*?``|`[^`]*`|<!--.*?-->|\]\([^)]*\)|https?://\S+", re.DOTALL)
 
 
