@@ -15,7 +15,7 @@ EDITABLE := -e '.[server,reference,testing]' $(foreach f,$(filter-out pyproject.
 
 PIP := $(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: install demo test test-servers soak fuzz lint types bench clean
+.PHONY: install demo test test-servers soak fuzz lint types docs bench clean
 
 install: $(VENV)/installed
 
@@ -61,6 +61,8 @@ fuzz: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/python tools/prose/check.py
 
 types: install
 	$(BIN)/mypy
@@ -68,6 +70,10 @@ types: install
 	$(BIN)/mypy models/demo/qwen3_embeddings_demo_model
 	cd integrations/llama-index && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
 	  --namespace-packages --explicit-package-bases llama_index/embeddings/qwen3
+
+# Warnings are errors (mkdocs.yml). The variable hides an announcement of another generator.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: install
 	$(PIP) --group bench

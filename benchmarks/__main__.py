@@ -1,14 +1,14 @@
-"""This package against what it replaces, in one run, as ratios.
+"""Compare this package with other packages in one run, as ratios.
 
-    python benchmarks bulk    [--model MODEL]   in the process: texts a second by length
+    python benchmarks bulk    [--model MODEL]   in the process: texts/s by length
     python benchmarks server  [--model MODEL]   through servers: latency by clients, bulk, both
-    python benchmarks client                    the client alone, against a server that does nothing
-    python benchmarks scale                     the same with more and more texts, and its memory
-    python benchmarks charts                    draw what was measured
+    python benchmarks client                    the client alone, against a server without work
+    python benchmarks scale                     the client with more and more texts; its memory
+    python benchmarks charts                    draw the results
     python benchmarks all     [--model MODEL]
 
-Figures are added to --json FILE; a table is printed. Ratios travel between machines, figures do
-not. Without --model a tiny random checkpoint is measured: overhead, not a model's speed.
+Results are added to --json FILE, and a table is printed. Compare ratios: figures differ between
+machines. Without --model a tiny random checkpoint is used, which measures overhead only.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ SERVERS = {
     "plain": ["langchain-openai", "llama-index openai-like", "openai", "ours"],
     "transformers": ["langchain-openai", "openai"],
 }
-"""Which clients each kind of server is measured with."""
+"""The clients that measure each kind of server."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure what was asked for and print it."""
+    """Run the chosen measurements and print the results."""
     options = parse(arguments)
     results: dict[str, Any] = {}
     Path(options.json).parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
         given = options.what == "server" and options.url
         if not (options.model or given) and options.what in {"bulk", "server", "all"}:
             options.model = str(write_checkpoint(folder))
-            print("no --model: a tiny random checkpoint is measured, overhead rather than speed")
+            print("no --model: a tiny random checkpoint measures overhead only")
         for name in list(MEASURE) if options.what == "all" else [options.what]:
             if name in MEASURE:
                 MEASURE[name](options, results.setdefault(name, {}))
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     about, _, usage = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         "python benchmarks", description=about, epilog=usage,
@@ -80,17 +80,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     option("--model", help="hub id or folder (a tiny random checkpoint)")
     option("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     option("--tokens", type=int, nargs="+", default=[32, 128, 512], help="bulk: lengths of texts")
-    option("--texts", type=int, default=4096, help="texts a measurement, of 128 tokens (4096)")
-    option("--repeat", type=int, default=3, help="repeats, of which the best counts (3)")
-    option("--peak-tflops", type=float, help="bulk: what the card can do, to show the share used")
-    option("--contenders", nargs="+", help="only these")
+    option("--texts", type=int, default=4096, help="texts of 128 tokens per measurement (4096)")
+    option("--repeat", type=int, default=3, help="repeats; the best counts (3)")
+    option(
+        "--peak-tflops", type=float, help="bulk: matrix throughput of the card, to show the share"
+    )
+    option("--contenders", nargs="+", help="run only these")
     option("--servers", nargs="+", choices=SERVERS, default=list(SERVERS))
-    option("--url", help="server: measure this one with our client, start none")
-    option("--serve-flags", default="", help="server: further flags for ours, in one string")
+    option("--url", help="server: measure this server with our client, and start none")
+    option("--serve-flags", default="", help="server: further flags of `serve`, in one string")
     option("--clients", type=int, nargs="+", default=[1, 16, 64, 256])
-    option("--seconds", type=float, default=8.0, help="seconds a closed loop (8)")
+    option("--seconds", type=float, default=8.0, help="seconds per closed loop (8)")
     option("--also", nargs="*", default=["bulk", "mixed"], help="server: bulk, mixed (both)")
-    option("--size", type=int, default=1024, help="client, scale: numbers a vector (1024)")
+    option("--size", type=int, default=1024, help="client, scale: dimensions (1024)")
     option("--counts", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000],
            help="scale: numbers of texts (1000 to 1000000)")  # fmt: skip
     option("--json", default="build/benchmarks.json", metavar="FILE")
@@ -99,7 +101,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """Describe the machine of the results."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     about: dict[str, Any] = {"cores": cores, "python": platform.python_version()}
     about["date"] = time.strftime("%Y-%m-%d")
@@ -110,10 +112,10 @@ def machine() -> dict[str, Any]:
 
 
 def measured(section: str, name: str, **options: Any) -> Any:
-    """One contender's figures, from a process of its own; None when it failed."""
+    """Measure one contender in its own process. A failure is part of the result."""
     print(f"… {section}: {name}", file=sys.stderr, flush=True)
     command = [*PYTHON, str(HERE / "measure.py"), section, json.dumps(options | {"only": name})]
-    # On a CPU `LLM` would claim nearly all memory at its defaults, more than may be free.
+    # On a CPU `LLM` reserves nearly all memory by default, which may be more than is free.
     environment = {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_LOGGING_LEVEL": "ERROR"} | os.environ
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
@@ -122,15 +124,15 @@ def measured(section: str, name: str, **options: Any) -> Any:
 
 
 def chosen(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
-    """The contenders to measure."""
+    """Return the contenders to measure."""
     return [name for name in names if not options.contenders or name in options.contenders]
 
 
 def bulk(options: argparse.Namespace, results: dict[str, Any]) -> None:
-    """In the process."""
+    """Measure engines in the process."""
     if options.peak_tflops:
-        # Of a matrix product every weight takes a multiplication and an addition a token; the
-        # embedding table is only looked up, attention comes on top and is not counted.
+        # Every weight of a matrix product needs one multiplication and one addition per token.
+        # The embedding table is only looked up. Attention is not counted.
         model = models.describe(options.model)
         products = model.parameters - model.vocabulary * model.dimensions
         results["card"] = {
@@ -145,7 +147,7 @@ def bulk(options: argparse.Namespace, results: dict[str, Any]) -> None:
 
 
 def server(options: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Through each kind of server, started and stopped here."""
+    """Start each kind of server, measure it, and stop it."""
     for kind in ["given"] if options.url else options.servers:
         figures = results.setdefault(kind, {})
         clients = chosen(options, SERVERS["ours"] if options.url else SERVERS[kind])
@@ -161,7 +163,7 @@ def server(options: argparse.Namespace, results: dict[str, Any]) -> None:
 
 
 def client(options: argparse.Namespace, results: dict[str, Any]) -> None:
-    """The client alone."""
+    """Measure the client alone."""
     port = free_port()
     command = [*PYTHON, str(HERE / "loopback.py"), str(port), str(options.size)]
     with started(command, f"http://127.0.0.1:{port}/v1/models"):
@@ -173,7 +175,7 @@ def client(options: argparse.Namespace, results: dict[str, Any]) -> None:
 
 
 def scale(options: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Our client with more and more texts."""
+    """Measure our client with more and more texts."""
     port = free_port()
     command = [*PYTHON, str(HERE / "loopback.py"), str(port), str(options.size)]
     with started(command, f"http://127.0.0.1:{port}/v1/models"):
@@ -186,7 +188,7 @@ MEASURE = {"bulk": bulk, "server": server, "client": client, "scale": scale}
 
 @contextlib.contextmanager
 def running(kind: str, options: argparse.Namespace) -> Iterator[str]:
-    """A server of a kind; gives its base URL."""
+    """Run one kind of server and yield its base URL."""
     port = free_port()
     model, dtype = options.model, options.dtype
     vllm = ["-m", "vllm.entrypoints.openai.api_server", "--model", model]
@@ -195,7 +197,7 @@ def running(kind: str, options: argparse.Namespace) -> Iterator[str]:
             *("-m", "qwen3_embeddings", "serve", model, "--dtype", dtype),
             *("--served-model-name", SERVED, *options.serve_flags.split()),
         ],
-        # As its documentation shows it; less than its memory on a CPU, which it would claim whole.
+        # As its documentation shows it.
         "plain": [*vllm, "--runner", "pooling", "--dtype", dtype, "--served-model-name", SERVED],
         "transformers": [str(HERE / "transformers_server.py"), model, str(port), dtype],
     }[kind]
@@ -208,7 +210,7 @@ def running(kind: str, options: argparse.Namespace) -> Iterator[str]:
 
 @contextlib.contextmanager
 def started(command: Sequence[str], url: str) -> Iterator[None]:
-    """A process that answers at `url`, until the block ends."""
+    """Run a process that answers at `url` until the block ends."""
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"} | os.environ
     with (
         tempfile.TemporaryFile() as log,
@@ -228,7 +230,7 @@ def started(command: Sequence[str], url: str) -> Iterator[None]:
 
 
 def answers(url: str) -> bool:
-    """Whether a server is up."""
+    """Return whether a server answers."""
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
             return bool(answer.status == 200)
@@ -237,7 +239,7 @@ def answers(url: str) -> bool:
 
 
 def free_port() -> int:
-    """A port nobody listens on at the moment."""
+    """Return a free port."""
     import socket
 
     with socket.socket() as probe:
@@ -250,25 +252,25 @@ def free_port() -> int:
 
 
 def report(results: dict[str, Any]) -> str:
-    """All figures as tables, with ratios to what is replaced."""
+    """Format all results as tables with ratios."""
     lines = [f"measured on {results['machine']}"]
     if figures := results.get("bulk"):
-        lines += ["", "in the process: texts a second (ratio to LLM.embed) share of the card"]
+        lines += ["", "in the process: texts/s (ratio to LLM.embed), share of the card"]
         lines += bulk_table(figures)
     servers = results.get("server", {})
     base = servers.get("ours", {}).get("ours", {})
     for kind, contenders in servers.items():
-        lines += ["", f"server: {kind} (our client with our server does … ×)"]
+        lines += ["", f"server: {kind} (our client and server: … ×)"]
         lines += server_table(contenders, base)
     if figures := results.get("client"):
-        lines += ["", "client alone, loopback (ours does … ×)", *client_table(figures)]
+        lines += ["", "client alone, loopback (ours: … ×)", *client_table(figures)]
     if figures := results.get("scale"):
         lines += ["", "our client by number of texts, loopback", *scale_table(figures["ours"])]
     return "\n".join(lines)
 
 
 def bulk_table(figures: dict[str, Any]) -> list[str]:
-    """A row a contender, a column a length."""
+    """Format one row per contender and one column per length."""
     figures = dict(figures)
     peak = figures.pop("card", {}).get("peak_tokens_per_second")
     lengths = next((list(f) for f in figures.values() if not missing(f)), [])
@@ -289,7 +291,7 @@ def bulk_table(figures: dict[str, Any]) -> list[str]:
 
 
 def server_table(contenders: dict[str, Any], base: dict[str, Any]) -> list[str]:
-    """Single queries by clients; bulk; a query while a corpus is embedded; ratios of `base`."""
+    """Format single queries, bulk, and queries during bulk, with ratios to `base`."""
     rows = []
     singles, documents = base.get("clients", {}), base.get("bulk")
     for name, mine in contenders.items():
@@ -315,14 +317,14 @@ def server_table(contenders: dict[str, Any], base: dict[str, Any]) -> list[str]:
 
 
 def times(base: dict[str, float] | None, mine: dict[str, float]) -> str:
-    """How many times the texts a second of `mine` those of `base` are."""
+    """Format the rate of `base` as a multiple of that of `mine`."""
     if not base or base is mine or "texts_per_second" not in base:
         return ""
     return f"  {base['texts_per_second'] / mine['texts_per_second']:.1f} ×"
 
 
 def loop_cells(loop: dict[str, float]) -> str:
-    """Texts a second, p50 and p99."""
+    """Format texts/s, p50 and p99."""
     return (
         f"{loop['texts_per_second']:>9,.0f} texts/s  p50 {loop['p50_ms']:8.1f} ms"
         f"  p99 {loop['p99_ms']:8.1f} ms"
@@ -330,7 +332,7 @@ def loop_cells(loop: dict[str, float]) -> str:
 
 
 def client_table(figures: dict[str, Any]) -> list[str]:
-    """Bulk and single texts a second, and processor time."""
+    """Format bulk and single texts/s, and CPU time."""
     rows = []
     for name, mine in figures.items():
         if problem := missing(mine):
@@ -339,26 +341,26 @@ def client_table(figures: dict[str, Any]) -> list[str]:
         rows.append(
             f"{name:26}{mine['texts_per_second']:>9,.0f} texts/s"
             f"{times(figures.get('ours'), mine):7}  "
-            f"{mine['processor_us_per_text']:6.0f} µs of processor a text   single, 64 clients: "
+            f"{mine['processor_us_per_text']:6.0f} µs of CPU per text   single, 64 clients: "
             f"{loop_cells(mine['single_64_clients'])}"
         )
     return rows
 
 
 def scale_table(figures: dict[str, Any]) -> list[str]:
-    """A row a way and a number of texts."""
+    """Format one row per method and number of texts."""
     if problem := missing(figures):
         return [problem]
     return [
-        f"{way:12}{int(count):>10,} texts  {cell['us_per_text']:7.1f} µs a text  "
-        f"{cell['processor_us_per_text']:7.1f} µs of processor  most {cell['most_mib']:,.0f} MiB"
+        f"{way:12}{int(count):>10,} texts  {cell['us_per_text']:7.1f} µs per text  "
+        f"{cell['processor_us_per_text']:7.1f} µs of CPU  most {cell['most_mib']:,.0f} MiB"
         for way, counts in figures.items()
         for count, cell in counts.items()
     ]
 
 
 def missing(figures: dict[str, Any]) -> str | None:
-    """Why a contender has no figures."""
+    """Say why a contender has no results."""
     if "not_installed" in figures:
         return f"not installed ({figures['not_installed']})"
     return f"failed with exit code {figures['failed']}" if "failed" in figures else None

@@ -1,4 +1,4 @@
-"""Draws benchmarks.json: throughput by length, latency by clients, share of the card."""
+"""Draw the two charts of docs/performance.md from a file of results."""
 
 from __future__ import annotations
 
@@ -10,53 +10,56 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
+IN_PROCESS = {
+    "LLM.embed": "vllm.LLM.embed",
+    "ours": "Embedder (NumPy)",
+    "ours, LangChain": "Qwen3Embeddings (LangChain)",
+    "ours, LlamaIndex": "Qwen3Embedding (LlamaIndex)",
+}
+THROUGH_SERVER = {
+    ("ours", "ours"): "serve + Embedder",
+    ("plain", "ours"): "vllm serve + Embedder",
+    ("plain", "langchain-openai"): "vllm serve + langchain-openai",
+    ("transformers", "langchain-openai"): "Transformers + FastAPI",
+}
+
 
 def draw(results: dict[str, Any], folder: Path) -> None:
-    """Write one SVG a chart that has figures."""
+    """Write one SVG file per section that has results."""
     folder.mkdir(parents=True, exist_ok=True)
+    plt.rcParams["svg.hashsalt"] = "qwen3-embeddings"  # the same results make the same file
     if figures := results.get("bulk"):
-        throughput(figures, folder / "throughput.svg")
-        if "card" in figures:
-            share(figures, folder / "share.svg")
+        in_process(figures, folder / "in-process.svg")
     if figures := results.get("server"):
-        latency(figures, folder / "latency.svg")
+        through_server(figures, folder / "server.svg")
 
 
-def throughput(figures: dict[str, Any], path: Path) -> None:
-    """Texts a second by tokens a text, both logarithmic."""
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for name, mine in figures.items():
-        lengths = [int(n) for n in mine if n.isdigit()]
-        if lengths:
-            axes.plot(lengths, [max(mine[str(n)]) for n in lengths], marker="o", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="tokens a text", ylabel="texts/s, best run")
+def in_process(figures: dict[str, Any], path: Path) -> None:
+    """Tokens per second by tokens per text, as groups of bars."""
+    figure, axes = plt.subplots(figsize=(7, 3.6))
+    shown = [name for name in IN_PROCESS if name in figures]
+    lengths = [n for n in figures[shown[0]] if n.isdigit()]
+    for i, name in enumerate(shown):
+        places = [x + (i - (len(shown) - 1) / 2) * 0.2 for x in range(len(lengths))]
+        best = [max(figures[name][n]) * int(n) / 1000 for n in lengths]
+        bars = axes.bar(places, best, 0.19, label=IN_PROCESS[name])
+        axes.bar_label(bars, fmt="{:,.0f}", fontsize=7)
+    axes.set_xticks(range(len(lengths)), [f"{n} tokens per text" for n in lengths])
+    axes.set(ylabel="thousand tokens/s, best of two runs")
     _finish(figure, axes, path)
 
 
-def share(figures: dict[str, Any], path: Path) -> None:
-    """How much of the card's matrix products is used, by tokens a text."""
-    figure, axes = plt.subplots(figsize=(7, 4))
-    peak = figures["card"]["peak_tokens_per_second"]
-    for name, mine in figures.items():
-        lengths = [int(n) for n in mine if n.isdigit()]
-        if lengths:
-            values = [100 * max(mine[str(n)]) * n / peak for n in lengths]
-            axes.plot(lengths, values, marker="o", label=name)
-    axes.set(xscale="log", ylim=(0, 100), xlabel="tokens a text", ylabel="% of the card")
-    _finish(figure, axes, path)
-
-
-def latency(figures: dict[str, Any], path: Path) -> None:
-    """99th percentile of single texts by number of clients."""
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for kind, contenders in figures.items():
-        for name, mine in contenders.items():
-            loops = mine.get("clients", {})
-            if loops:
-                label = f"{kind} server, {name}"
-                values = [loop["p99_ms"] for loop in loops.values()]
-                axes.plot([int(n) for n in loops], values, marker="o", label=label)
-    axes.set(xscale="log", yscale="log", xlabel="clients, one text each", ylabel="p99, ms")
+def through_server(figures: dict[str, Any], path: Path) -> None:
+    """Single texts per second by number of concurrent callers."""
+    figure, axes = plt.subplots(figsize=(7, 3.6))
+    for (kind, client), label in THROUGH_SERVER.items():
+        loops = figures.get(kind, {}).get(client, {}).get("clients", {})
+        rates = [loop["texts_per_second"] for loop in loops.values()]
+        axes.plot([int(n) for n in loops], rates, marker="o", label=label)
+    axes.set(
+        xscale="log", yscale="log", xlabel="concurrent callers, one text each", ylabel="texts/s"
+    )
+    axes.set_xticks([1, 8, 64, 256], ["1", "8", "64", "256"])
     _finish(figure, axes, path)
 
 
@@ -64,6 +67,6 @@ def _finish(figure: Any, axes: Any, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
     print(path)

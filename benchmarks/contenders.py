@@ -1,6 +1,6 @@
-"""What is compared: one maker a contender, which gives the calls that are timed.
+"""The contenders: one factory each, which returns the calls to time.
 
-A contender whose package is not installed says so in the table and the rest is measured.
+If the package of a contender is not installed, the table says so and the others are measured.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from qwen3_embeddings.cli.bench import Query
 
 Encode = Callable[[list[str]], Any]
 BATCH = 64
-"""Texts a request of the peers, which send as many as they are told (their defaults: 1,000 of
-langchain-openai, 10 of LlamaIndex)."""
+"""Texts per request of other packages (defaults: 1,000 in langchain-openai, 10 in LlamaIndex)."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to get vectors.
+    """One method of getting vectors.
 
     Attributes:
         documents: embeds a list of texts.
-        query: embeds one text; a blocking one is sent to a thread, as the frameworks do.
+        query: embeds one text. A blocking call runs in a thread, as the frameworks do it.
     """
 
     documents: Encode
@@ -146,7 +145,7 @@ def our_llama_index_client(url: str, model: str | None) -> Contender:
 
 
 def langchain_openai(url: str, model: str) -> Contender:
-    """`OpenAIEmbeddings`, sending texts and not another model's token ids."""
+    """`OpenAIEmbeddings`, sending text instead of token ids of another model."""
     from langchain_openai import OpenAIEmbeddings
 
     embeddings = OpenAIEmbeddings(

@@ -1,9 +1,9 @@
-"""A server of embeddings that answers at once, so that what is measured is the client.
+"""An embeddings server that answers at once, to measure the client alone.
 
     python benchmarks/loopback.py PORT [SIZE]
 
-Speaks every format of `/v1/embeddings` with bodies made before; counts the texts of a request and
-computes nothing. A raw `asyncio` protocol in a process of its own is faster than every client.
+It sends prepared bodies in every format of `/v1/embeddings` and computes nothing. A raw `asyncio`
+protocol in its own process is faster than every client.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ except ImportError:
 
 @functools.cache
 def vectors(count: int, size: int) -> np.ndarray:
-    """Unit rows, (count, size) float32."""
+    """Return unit rows, float32 (count, size)."""
     rows = np.random.default_rng(count).standard_normal((count, size)).astype("<f4")
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 @functools.cache
 def answer(count: int, size: int, form: str) -> bytes:
-    """A whole HTTP response with `count` vectors."""
+    """Return a complete HTTP response with `count` vectors."""
     rows = vectors(count, size)
     if form == "bytes_only":
         return response(rows.tobytes(), "application/octet-stream")
@@ -46,13 +46,13 @@ def answer(count: int, size: int, form: str) -> bytes:
 
 
 def response(body: bytes, kind: str) -> bytes:
-    """A body under its HTTP head."""
+    """Return an HTTP response with this body."""
     head = f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
 class Loopback(asyncio.Protocol):
-    """One connection: whole requests in, ready answers out."""
+    """One connection that answers complete requests with prepared responses."""
 
     size = 1024
 
@@ -75,7 +75,7 @@ class Loopback(asyncio.Protocol):
             self.transport.write(self.reply(head, body))
 
     def reply(self, head: bytes, body: bytes) -> bytes:
-        """The answer to one request."""
+        """Return the response to one request."""
         if head.startswith(b"GET"):
             models = {"data": [{"id": "loopback", "root": "loopback", "max_model_len": 32768}]}
             return response(json.dumps(models).encode(), "application/json")
@@ -85,7 +85,7 @@ class Loopback(asyncio.Protocol):
 
 
 async def main(port: int, size: int) -> None:
-    """Serve until the process is ended."""
+    """Serve until the process ends."""
     Loopback.size = size
     server = await asyncio.get_running_loop().create_server(Loopback, "127.0.0.1", port)
     await server.serve_forever()

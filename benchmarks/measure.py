@@ -1,6 +1,7 @@
-"""The measurements, each contender's in a process of its own.
+"""Run one measurement of one contender in its own process.
 
-python benchmarks/measure.py SECTION OPTIONS prints, as its last line, the figures; both in JSON.
+python benchmarks/measure.py SECTION OPTIONS prints the result as JSON in its last line. OPTIONS
+is JSON too.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from qwen3_embeddings.cli.bench import Query, per_second, take, texts_of
 
 Options = dict[str, Any]
 WORDS, TOKENS = 80, 135
-"""Words of a text in the measurements through a server, and the tokens they are for the published
-tokenizer: with a checkpoint that has another one, as many words are taken as make those tokens."""
+"""Words per text in measurements through a server, and their tokens with the published tokenizer.
+For another tokenizer, the number of words is chosen to give as many tokens."""
 
 
 def words_for(model: str, tokens: int) -> int:
-    """How many words make about so many tokens."""
+    """Return the number of words that have about this many tokens."""
     from transformers import AutoTokenizer
 
     sample = take(50, WORDS, -1)
@@ -39,16 +40,16 @@ def words_for(model: str, tokens: int) -> int:
 
 
 RUNNER = asyncio.Runner()
-"""One event loop for all: some peers' clients die with the first they were used in."""
+"""One event loop for all calls: some clients work in the first loop of their life only."""
 
 
 def closed_loop(query: Query, clients: int, seconds: float, words: int = WORDS) -> dict[str, float]:
-    """`bench.closed_loop` on the one event loop."""
+    """Run `bench.closed_loop` on the shared event loop."""
     return RUNNER.run(bench.closed_loop(query, clients, seconds, words))
 
 
 def bulk(options: Options) -> dict[str, Any]:
-    """Texts a second from text in the process, by tokens a text; one figure a repeat."""
+    """Measure texts/s in the process by tokens per text, one value per repeat."""
     encode = IN_PROCESS[options["only"]](options["model"], options["dtype"])
     figures: dict[str, list[float]] = {}
     for tokens in options["tokens"]:
@@ -63,12 +64,13 @@ def bulk(options: Options) -> dict[str, Any]:
 
 
 def server(options: Options) -> dict[str, Any]:
-    """Through a server: single queries by number of clients, bulk, and both at once."""
+    """Measure single queries by number of clients, bulk, and both at the same time."""
     contender = THROUGH_SERVER[options["only"]](options["url"], options["model"])
     seconds, model = options["seconds"], options["checkpoint"]
     words = words_for(model, TOKENS) if model else WORDS
     contender.documents(take(256, words, seed=-1))
-    gc.freeze()  # else a collection over transformers, here to count tokens, stops all for 0.3 s
+    # Otherwise a collection over the objects of transformers stops this process for 0.3 s.
+    gc.freeze()
     figures: dict[str, Any] = {"words": words, "clients": {}}
     for clients in options["clients"]:
         figures["clients"][str(clients)] = closed_loop(contender.query, clients, seconds, words)
@@ -83,7 +85,7 @@ def server(options: Options) -> dict[str, Any]:
 
 
 def mixed(contender: Contender, count: int, seconds: float, words: int) -> dict[str, float]:
-    """One query after the other while a corpus is being embedded, and what it costs the corpus."""
+    """Measure sequential queries while a corpus is embedded, and the rate of the corpus."""
     done = threading.Event()
     rates: list[float] = []
 
@@ -104,7 +106,7 @@ def mixed(contender: Contender, count: int, seconds: float, words: int) -> dict[
 
 
 def client(options: Options) -> dict[str, Any]:
-    """What the client alone costs: texts a second in bulk, and the processor's time for a text."""
+    """Measure the client alone: texts/s in bulk, and CPU time per text."""
     contender = THROUGH_SERVER[options["only"]](options["url"], "loopback")
     texts = take(options["texts"], WORDS, seed=1)
     contender.documents(texts[:512])
@@ -123,12 +125,12 @@ def client(options: Options) -> dict[str, Any]:
 
 
 def scale(options: Options) -> dict[str, Any]:
-    """What a text costs the client and how much memory it takes, by number of texts."""
+    """Measure time per text and memory of the client by number of texts."""
     embedder = Embedder("loopback", base_url=options["url"])
     embedder.encode_document(take(4096, 20, seed=-1))
     figures: dict[str, Any] = {}
     calls: dict[str, Callable[[int], Any]] = {
-        # Streamed first: the highest mark of memory never falls.
+        # Streamed first: the peak of memory never falls.
         "streamed": lambda count: deque(
             embedder.stream(itertools.islice(texts_of(20, seed=1), count)), maxlen=0
         ),
@@ -148,7 +150,7 @@ def scale(options: Options) -> dict[str, Any]:
 
 
 def processor_seconds() -> float:
-    """User and system time of this process."""
+    """Return the user and system time of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 

@@ -1,4 +1,4 @@
-"""The server people write first: a SentenceTransformer behind FastAPI.
+"""A simple server: SentenceTransformer behind FastAPI, one request at a time.
 
 python benchmarks/transformers_server.py MODEL PORT [DTYPE]
 """
@@ -15,14 +15,14 @@ from sentence_transformers import SentenceTransformer
 
 
 class Request(BaseModel):
-    """What an OpenAI-compatible client sends, as far as it is used."""
+    """The fields of an OpenAI request that are used."""
 
     model: str
     input: str | list[str]
 
 
 def make_app(model: str, dtype: str) -> FastAPI:
-    """An application that embeds what each request holds by itself."""
+    """Create an application that embeds each request separately."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = SentenceTransformer(model, device=device, model_kwargs={"dtype": dtype})
     app = FastAPI()

@@ -1,7 +1,7 @@
 """The client against other servers: `make test-servers`, which installs them first.
 
 Not a test_*.py file, since installing takes too long for every change. What each may do is in
-docs/servers.md: the same vectors, or a refusal.
+docs/compatibility.md: the same vectors, or a refusal.
 """
 
 from __future__ import annotations

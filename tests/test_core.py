@@ -49,7 +49,7 @@ def test_the_distributions_share_one_version() -> None:
     }
     assert len(declared) == 4
     assert {tuple(version) for version in declared.values()} == {(qwen3_embeddings.__version__,)}
-    assert f"## {qwen3_embeddings.__version__}" in (root / "CHANGELOG.md").read_text()
+    assert f"## [{qwen3_embeddings.__version__}]" in (root / "CHANGELOG.md").read_text()
 
 
 def test_import_is_quick_and_pulls_in_no_framework() -> None:
