@@ -198,7 +198,9 @@ class FaultyServer:
         return [r.body["input"] for r in self.requests if r.path.startswith("/v1/embeddings")]
 
     def stop(self) -> None:
-        """Stop listening."""
+        """Stop listening and close all connections. May be repeated."""
+        if not self._thread.is_alive():
+            return
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

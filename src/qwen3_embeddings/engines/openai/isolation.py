@@ -160,7 +160,7 @@ async def outlast(
     slot: Slot,
     patience: float,
 ) -> bool:
-    """Wait until the server answers a probe. Raise the failure if it does not.
+    """Wait until the server embeds a probe. Raise the failure, or the probe's, if it does not.
 
     Args:
         failure: why a request failed.
@@ -178,7 +178,9 @@ async def outlast(
             await probe()
             return attempt > 0
         except (TextTooLongError, ServerError) as error:
-            if not (is_down(error) and time.monotonic() < deadline):
+            if not is_down(error):  # what a server says that is back counts more than its absence
+                raise (error if is_down(failure) else failure) from None
+            if time.monotonic() >= deadline:
                 raise failure from None
         delay = backoff(attempt)
         level = logging.INFO if attempt else logging.WARNING

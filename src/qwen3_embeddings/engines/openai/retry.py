@@ -15,10 +15,9 @@ from typing import Any
 
 from qwen3_embeddings.engines.base import closed_error
 from qwen3_embeddings.engines.openai import failures, transport, wire
-from qwen3_embeddings.engines.openai.addresses import normal_url
 from qwen3_embeddings.engines.openai.failures import Failure, Response
 from qwen3_embeddings.engines.openai.limiter import Slot
-from qwen3_embeddings.errors import ConfigurationError, Qwen3EmbeddingsError
+from qwen3_embeddings.errors import Qwen3EmbeddingsError
 from qwen3_embeddings.redaction import Secret, hide_texts, shown
 
 logger = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ class Connection:
         threads: int = 1,
         batch_parameter: str | None = "batch_size",
     ) -> None:
-        self.base_url = normal_url(_root(base_url, client, http_client))
+        self.base_url = transport.client_root(base_url, client, http_client)
         self.timeout = timeout
         self.max_retries = max_retries
         self.closed = False
@@ -236,22 +235,6 @@ class Connection:
         for value in self._hidden:
             text = text.replace(value, "***")
         return text
-
-
-def _root(base_url: str | None, client: Any, http_client: Any) -> str:
-    if client is not None:
-        if http_client is not None:
-            raise ConfigurationError("client and http_client exclude each other. Pass one of them.")
-        if not hasattr(client, "base_url"):
-            return "http://unused"  # refused by its transport
-        own = str(client.base_url)
-        if base_url is not None and normal_url(base_url) != normal_url(own):
-            raise ConfigurationError("client has a base_url of its own. Leave base_url out.")
-        return own
-    root = base_url or str(getattr(http_client, "base_url", ""))
-    if not root:
-        raise ConfigurationError("no base_url. Write http://host:port/v1 or https://…")
-    return root
 
 
 def status_of(answer: Response) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qwen3_embeddings.engines.openai.addresses import environment_proxy
+from qwen3_embeddings.engines.openai.addresses import environment_proxy, normal_url
 from qwen3_embeddings.engines.openai.failures import Response
 from qwen3_embeddings.errors import ConfigurationError, MissingDependencyError
 from qwen3_embeddings.redaction import Secret
@@ -92,18 +92,36 @@ class ForeignTransport:
             self._pool.shutdown(wait=False)
 
 
+def client_root(base_url: str | None, client: Any, http_client: Any) -> str:
+    """Return the base URL that was passed, or that of the caller's client.
+
+    Raises:
+        ConfigurationError: there is none, or the arguments contradict each other.
+    """
+    if client is not None and http_client is not None:
+        raise ConfigurationError("client and http_client exclude each other. Pass one of them.")
+    if client is not None and not (hasattr(client, "embeddings") and hasattr(client, "base_url")):
+        raise ConfigurationError(
+            f"client is {type(client).__name__}. Pass an openai.OpenAI, AsyncOpenAI, AzureOpenAI "
+            "or AsyncAzureOpenAI. Pass an httpx client as http_client."
+        )
+    if http_client is not None and not hasattr(http_client, "build_request"):
+        raise ConfigurationError(
+            f"http_client is {type(http_client).__name__}. Pass an httpx.Client or "
+            "httpx.AsyncClient."
+        )
+    own = str(getattr(client or http_client, "base_url", ""))
+    if client is not None and base_url and normal_url(base_url) != normal_url(own):
+        raise ConfigurationError("client has a base_url of its own. Leave base_url out.")
+    if not (base_url or own):
+        raise ConfigurationError("no base_url. Write http://host:port/v1 or https://…")
+    return normal_url(base_url or own)
+
+
 def http_transport(
     client: Any, headers: Mapping[str, str], timeout: float, threads: int
 ) -> ForeignTransport:
-    """Return the transport of an httpx client of the caller's.
-
-    Raises:
-        ConfigurationError: `client` is not an httpx or httpx2 client.
-    """
-    if not (hasattr(client, "build_request") and hasattr(client, "request")):
-        raise ConfigurationError(
-            f"http_client is {type(client).__name__}. Pass an httpx.Client or httpx.AsyncClient."
-        )
+    """Return the transport of an httpx client of the caller's."""
 
     def call(method: str, url: str, body: dict[str, Any] | None) -> Any:
         return client.request(
@@ -120,15 +138,7 @@ def openai_transport(
 
     The openai package adds base URL, key, headers and query parameters. Embeddings go through
     `client.embeddings.create`, where tracing packages hook in. It retries nothing.
-
-    Raises:
-        ConfigurationError: `client` is not a client of the openai package.
     """
-    if not all(hasattr(client, name) for name in ("embeddings", "with_options", "base_url")):
-        raise ConfigurationError(
-            f"client is {type(client).__name__}. Pass an openai.OpenAI, AsyncOpenAI, AzureOpenAI "
-            "or AsyncAzureOpenAI. Pass an httpx client as http_client."
-        )
     once = client.with_options(max_retries=0)
     root = str(client.base_url).rstrip("/")
     asynchronous = inspect.iscoroutinefunction(client.post)
