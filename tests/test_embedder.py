@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
+import textwrap
 from enum import Enum
+from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +34,7 @@ from qwen3_embeddings import (
     Usage,
     truncate,
 )
+from qwen3_embeddings.config import check_can_pickle, engine_arguments, resolve
 from qwen3_embeddings.prompts import instruct
 from qwen3_embeddings.request import Output, Plan, slices
 
@@ -158,6 +165,28 @@ def test_model_is_a_path_or_in_the_home_folder(
     served = Embedder(Path("tiny"), base_url="http://127.0.0.1:9")
     assert served.model == "tiny"
     assert pickle.loads(pickle.dumps(Embedder(path))).model == checkpoint
+
+
+def test_a_client_makes_the_engine_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's server and key are not meant for it."""
+    monkeypatch.setenv("QWEN3_EMBEDDINGS_BASE_URL", "http://elsewhere.test/v1")
+    monkeypatch.setenv("QWEN3_EMBEDDINGS_API_KEY", "not-for-it")
+    client = SimpleNamespace(base_url="http://127.0.0.1:9/v1")
+    defaults = {name: p.default for name, p in signature(Embedder).parameters.items()}
+    for name in ("client", "http_client"):
+        settings = resolve(defaults | {name: client})
+        assert (settings["engine"], settings["base_url"]) == ("server", None)
+        arguments = engine_arguments(settings, None)
+        assert arguments[name] is client
+        assert (arguments["api_key"] is None) == (name == "client")
+        with pytest.raises(TypeError, match=f"{name}= is not pickled"):
+            check_can_pickle(settings)
+        with pytest.raises(ConfigurationError, match="client contradict"):
+            Embedder(engine="vllm", **{name: client})  # type: ignore[arg-type]
+    bare = resolve(defaults | {"http_client": SimpleNamespace(base_url="")})
+    assert bare["base_url"] == "http://elsewhere.test/v1"
+    with pytest.raises(ConfigurationError, match="key of its own"):
+        engine_arguments(resolve(defaults | {"client": client}), "key")
 
 
 def test_timeout_none_is_the_default() -> None:
@@ -472,6 +501,57 @@ def test_fingerprints(checkpoint: str) -> None:
     assert faster.fingerprint("query") == plain.fingerprint("query")
     with pytest.raises(ConfigurationError, match="role"):
         plain.fingerprint("passage")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("constant", "changed", "kept"),
+    [
+        ("prompts.TEMPLATE_VERSION", {"role": "query"}, {"role": "document"}),
+        ("long_texts.TRUNCATE_VERSION", {"overflow": "truncate"}, {"overflow": "mean"}),
+        ("long_texts.MEAN_VERSION", {"overflow": "mean"}, {"overflow": "error"}),
+        ("vectors.SIZE_VERSION", {"dimensions": 64}, None),
+    ],
+)
+def test_fingerprint_changes_with_the_version_of_an_algorithm_it_depends_on(
+    constant: str, changed: Any, kept: Any, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def name(settings: dict[str, Any]) -> str:
+        role = settings.get("role", "document")
+        others = {k: v for k, v in settings.items() if k != "role"}
+        return Embedder(checkpoint, **others).fingerprint(role)
+
+    before = name(changed), kept and name(kept)
+    monkeypatch.setattr(f"qwen3_embeddings.{constant}", 1000)
+    assert name(changed) != before[0]
+    assert not kept or name(kept) == before[1]
+
+
+def test_fingerprint_is_equal_in_every_process(checkpoint: str) -> None:
+    script = """
+        import sys
+        from pathlib import Path
+        from types import SimpleNamespace
+        from qwen3_embeddings import Embedder
+
+        class Plain:
+            def __init__(self): self.words = {"a", "b", "c", "d"}
+
+        kwargs = {"names": {"x", "y", "z", "w"}, "plain": Plain(), "path": Path("p")}
+        kwargs |= {"nested": {"deep": frozenset("abcdef")}}
+        embedder = Embedder(sys.argv[1], overflow="mean", dimensions=64, engine_kwargs=kwargs)
+        print(embedder.fingerprint("query"))
+    """
+    names = {
+        subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script), checkpoint],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in "123"
+    }
+    assert len(names) == 1
 
 
 def test_a_fingerprint_follows_the_checkpoint_not_its_path(tmp_path: Path) -> None:

@@ -49,11 +49,9 @@ def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = dict(settings) | {"model": _path_text(settings["model"])}
     check(found)
-    check_clients(found)
-    client = found["client"] is not None
-    if found["engine"] in {None, "server"} and not client:
-        found["base_url"] = found["base_url"] or os.environ.get("QWEN3_EMBEDDINGS_BASE_URL")
-    found["engine"] = engine_kind(found["engine"], "client" if client else found["base_url"])
+    found["base_url"] = _base_url(found)
+    has_client = found["client"] is not None or found["http_client"] is not None
+    found["engine"] = engine_kind(found["engine"], found["base_url"], has_client)
     model = found["model"] or os.environ.get("QWEN3_EMBEDDINGS_MODEL") or None
     found["model"] = model
     if found["engine"] != "server":
@@ -95,11 +93,23 @@ def engine_arguments(
     for name in ("client", "http_client"):
         if settings[name] is not None:
             arguments[name] = settings[name]
+    if settings["client"] is not None and api_key:
+        raise ConfigurationError("client has a key of its own. Leave api_key out.")
     if settings["client"] is None:
         api_key = api_key or os.environ.get("QWEN3_EMBEDDINGS_API_KEY")
-    elif api_key:
-        raise ConfigurationError("client has a key of its own. Leave api_key out.")
     return arguments | {"api_key": Secret.of(api_key)}
+
+
+def _base_url(settings: Mapping[str, Any]) -> str | None:
+    """Return the server's address: the argument, or the environment's for no other engine.
+
+    A client of the caller's own has an address of its own, which the environment does not replace.
+    """
+    own = settings["client"] is not None or str(getattr(settings["http_client"], "base_url", ""))
+    if settings["base_url"] or own or settings["engine"] not in {None, "server"}:
+        url: str | None = settings["base_url"]
+        return url
+    return os.environ.get("QWEN3_EMBEDDINGS_BASE_URL")
 
 
 def local_path(model: str) -> str:
@@ -125,20 +135,6 @@ def check(settings: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"no on_error={settings['on_error']!r}. Use 'stop' or 'finish'.")
     long_texts.check_overflow(settings["overflow"])
     check_engine_kwargs(settings["engine_kwargs"] or {})
-
-
-def check_clients(settings: Mapping[str, Any]) -> None:
-    """Refuse arguments that contradict a client of the caller's own."""
-    client, http_client = settings["client"], settings["http_client"]
-    if client is not None and http_client is not None:
-        raise ConfigurationError("client and http_client contradict each other. Pass one of them.")
-    if client is not None and settings["base_url"]:
-        raise ConfigurationError("client has a base_url of its own. Leave base_url out.")
-    if client is not None and settings["engine"] not in {None, "server"}:
-        raise ConfigurationError(
-            f"client is for a server, and engine={settings['engine']!r} runs in this process. "
-            "Leave one of them out."
-        )
 
 
 def check_can_pickle(settings: Mapping[str, Any]) -> None:
@@ -189,16 +185,17 @@ def check_unicode(name: str, value: str) -> None:
         ) from None
 
 
-def engine_kind(engine: str | None, base_url: str | None) -> str:
-    """The engine that is meant: a server when there is a `base_url`, else vLLM in this process."""
+def engine_kind(engine: str | None, base_url: str | None, client: bool = False) -> str:
+    """Return the engine to use: a server if there is a `base_url` or a client, else vLLM."""
+    server = bool(base_url) or client
     if engine is None:
-        return "server" if base_url else "vllm"
+        return "server" if server else "vllm"
     if engine not in KINDS:
         raise ConfigurationError(f"no engine {engine!r}. Use one of {', '.join(KINDS)}, or None.")
-    if (engine == "server") != bool(base_url):
+    if (engine == "server") != server:
         raise ConfigurationError(
-            f"engine={engine!r} {'has no' if base_url else 'needs a'} base_url: they contradict "
-            "each other. A server needs one, an engine in this process has none."
+            f"engine={engine!r} and {'a' if server else 'no'} base_url or client contradict each "
+            "other. A server needs one, an engine in this process has none."
         )
     return engine
 

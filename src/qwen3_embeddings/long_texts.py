@@ -18,6 +18,14 @@ Overflow = Literal["error", "truncate", "mean"]
 """``error`` refuses; ``truncate`` cuts the end of the text; ``mean`` embeds pieces of the text
 and averages them, weighted by their tokens."""
 
+TRUNCATE_VERSION = 1
+"""Version of `cut`, which fingerprints with ``overflow="truncate"`` hash. Raise it when other
+tokens of an over-long text are kept, so that no cache serves older vectors."""
+
+MEAN_VERSION = 1
+"""Version of `split` and `merge`, which fingerprints with ``overflow="mean"`` hash. Raise it when
+the pieces of a text or their weights change, so that no cache serves older vectors."""
+
 
 def check_overflow(overflow: str) -> Overflow:
     """`overflow`, when it is a policy.

@@ -13,6 +13,10 @@ from types import MappingProxyType
 
 from qwen3_embeddings.errors import UnknownTaskError
 
+TEMPLATE_VERSION = 1
+"""Version of `instruct`, which fingerprints of instructed roles hash. Raise it when `instruct`
+returns another prompt for some instruction and text, so that no cache serves older vectors."""
+
 
 @dataclass(frozen=True)
 class Task:

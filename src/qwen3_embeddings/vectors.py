@@ -18,6 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from qwen3_embeddings.errors import DimensionsError, InvalidVectorError
 from qwen3_embeddings.models import MIN_DIMENSIONS
 
+SIZE_VERSION = 1
+"""Version of `truncate` and `normalize`, which every fingerprint hashes. Raise it when one of them
+returns other vectors, beyond rounding, so that no cache serves older ones."""
+
 Vectors = NDArray[np.float32]
 Vector = np.ndarray[tuple[int], np.dtype[np.float32]]
 """One vector (dimensions,)."""
