@@ -112,9 +112,9 @@ def _base_url(settings: Mapping[str, Any]) -> str | None:
     return os.environ.get("QWEN3_EMBEDDINGS_BASE_URL")
 
 
-def local_path(model: str) -> str:
-    """Return `model` with a leading ``~`` replaced by the home folder."""
-    return os.path.expanduser(model)
+def local_path(model: str | os.PathLike[str]) -> str:
+    """Return a hub id or path as text, a leading ``~`` replaced by the home folder."""
+    return os.path.expanduser(os.fspath(model))
 
 
 def _path_text(model: object) -> object:
