@@ -7,21 +7,20 @@ import os
 import pickle
 import ssl
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Self, TypedDict, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
-from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-from llama_index.core.bridge.pydantic import (
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    field_serializer,
-    field_validator,
-)
+from llama_index.core.base.embeddings.base import Embedding
+from llama_index.core.bridge.pydantic import PrivateAttr, SecretStr
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.storage.kvstore.types import BaseKVStore
 from llama_index.embeddings.qwen3.call import Call
-from pydantic import SkipValidation
+from llama_index.embeddings.qwen3.settings import (
+    DEFAULT_BATCH_SIZE,
+    NAMES,
+    SYNONYMS,
+    Settings,
+    Synonyms,
+)
 
 from qwen3_embeddings import Embedder, EngineError, Task
 from qwen3_embeddings.integration import (
@@ -34,40 +33,22 @@ from qwen3_embeddings.integration import (
     accept_synonyms,
     ato_list,
     check_can_pickle,
-    hide_headers,
-    show_headers,
     text_list,
     to_list,
 )
-
-DEFAULT_BATCH_SIZE = 2048
-"""Texts per event and per batch: the maximum that LlamaIndex allows."""
 
 REQUEST_SIZE = 64
 """An `embed_batch_size` below it is passed on to the engine. From it on the engine chooses: the
 server engine sends at most this many texts per request, and vLLM wants more."""
 
-SYNONYMS = {"base_url": "api_base", "model": "model_name"}
-"""Names that other embedding classes of LlamaIndex have for our arguments."""
-
-NAMES = {"batch_size": "embed_batch_size", "document_instruction": "text_instruction"}
-"""What messages of the core call our arguments."""
-
 _HANDLES = ("callback_manager", "embeddings_cache", "rate_limiter")
-
-
-class Synonyms(TypedDict, total=False):
-    """The names in `SYNONYMS`, for type checkers."""
-
-    base_url: str | None
-    model: str | os.PathLike[str] | None
 
 
 class _Embedder(Embedder):
     batch_parameter: ClassVar[str] = NAMES["batch_size"]
 
 
-class Qwen3Embedding(EmbedderHandle, BaseEmbedding):
+class Qwen3Embedding(EmbedderHandle, Settings):
     """Qwen3-Embedding vectors, from vLLM in this process or from a server.
 
     Queries carry the task's instruction and documents do not, as the models were trained. Thread
@@ -142,75 +123,6 @@ class Qwen3Embedding(EmbedderHandle, BaseEmbedding):
         MissingDependencyError: the engine's extra is not installed.
     """
 
-    # A misspelled argument must not pass unseen, and no message may show a misplaced key.
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
-
-    # Frozen where the engine would not hear of a change.
-    model_name: str = Field(default="", frozen=True, description="Hub id, folder or served name.")
-    api_base: str | None = Field(default=None, frozen=True, description="Root of the server's API.")
-    api_key: SecretStr | None = Field(
-        default=None, frozen=True, exclude=True, repr=False, description="The server's key."
-    )
-    dimensions: Annotated[int | None, SkipValidation] = Field(
-        default=None, frozen=True, description="Matryoshka size."
-    )
-    task: str | Task = Field(default="web_search", frozen=True, description="Preset or Task.")
-    query_instruction: str | None = Field(
-        default=None, frozen=True, description="Instruction of queries, in place of the task's."
-    )
-    text_instruction: str | None = Field(
-        default=None, frozen=True, description="Instruction of documents."
-    )
-    dtype: Annotated[Dtype, SkipValidation] = Field(
-        default="auto", frozen=True, description="Precision in this process."
-    )
-    overflow: Annotated[Overflow, SkipValidation] = Field(
-        default="error", frozen=True, description="Policy for over-long texts."
-    )
-    on_error: Annotated[OnError, SkipValidation] = Field(
-        default="stop", frozen=True, description="Stop or finish at a bad text."
-    )
-    engine: Annotated[EngineKind | None, SkipValidation] = Field(
-        default=None, frozen=True, description="Kind of engine."
-    )
-    max_retries: int = Field(default=4, frozen=True, description="Further attempts of a request.")
-    timeout: float | None = Field(
-        default=TIMEOUT, frozen=True, description="Seconds a request may take."
-    )
-    restart_timeout: float = Field(default=180.0, frozen=True, description="Seconds to wait.")
-    default_headers: dict[str, str | SecretStr] | None = Field(
-        default=None, frozen=True, repr=False, description="Headers of every request."
-    )
-    verify: bool | str | ssl.SSLContext = Field(
-        default=True, frozen=True, description="TLS verification."
-    )
-    max_concurrency: int | None = Field(
-        default=None, frozen=True, description="Most requests under way at once."
-    )
-    engine_kwargs: dict[str, Any] | None = Field(
-        default=None, frozen=True, repr=False, description="Further arguments of the engine."
-    )
-    embed_batch_size: int = Field(
-        default=DEFAULT_BATCH_SIZE, gt=0, le=2048, description="Texts handed over at once."
-    )
-    embeddings_cache: Any | None = Field(
-        default=None, frozen=True, exclude=True, repr=False, description="Where vectors are kept."
-    )
-    rate_limiter: Any | None = Field(
-        default=None, exclude=True, repr=False, description="Asked before each batch."
-    )
-    client: Any = Field(
-        default=None, frozen=True, exclude=True, repr=False, description="OpenAI client to use."
-    )
-    http_client: Any = Field(
-        default=None, frozen=True, exclude=True, repr=False, description="httpx client to use."
-    )
-    callback_manager: CallbackManager = Field(
-        default_factory=lambda: CallbackManager([]),
-        exclude=True,
-        repr=False,
-        description="Where events go.",
-    )
     _embedder: Embedder = PrivateAttr()
     _own_settings: ClassVar[tuple[str, ...]] = ("embed_batch_size", "num_workers")
     _changeable: ClassVar[frozenset[str]] = frozenset(
@@ -426,19 +338,6 @@ class Qwen3Embedding(EmbedderHandle, BaseEmbedding):
         with contextlib.suppress(EngineError):  # no server to ask: nothing can be embedded either
             data["fingerprint"] = self.fingerprint("document")
         return data
-
-    @field_validator("default_headers")
-    @classmethod
-    def _hide_headers(cls, headers: dict[str, Any] | None) -> dict[str, Any] | None:
-        return headers and hide_headers(headers, SecretStr)
-
-    @field_serializer("default_headers")
-    def _dump_headers(self, headers: dict[str, Any] | None) -> dict[str, str] | None:
-        return headers and show_headers(headers)
-
-    @field_serializer("verify")
-    def _dump_verify(self, verify: bool | str | ssl.SSLContext) -> bool | str:
-        return True if isinstance(verify, ssl.SSLContext) else verify
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Another model with the same key and handles, and on the same engine if that fits."""
