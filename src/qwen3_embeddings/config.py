@@ -122,10 +122,10 @@ def _path_text(model: object) -> object:
 
 
 def check(settings: Mapping[str, Any]) -> None:
-    """Refuse what each argument by itself cannot be.
+    """Check each argument on its own.
 
     Raises:
-        ConfigurationError: of the first that is wrong.
+        ConfigurationError: an argument is wrong; the message is about the first.
     """
     check_types(settings)
     for name, least in LEAST.items():
@@ -138,7 +138,7 @@ def check(settings: Mapping[str, Any]) -> None:
 
 
 def check_can_pickle(settings: Mapping[str, Any]) -> None:
-    """Refuse to pickle a client of the caller's own.
+    """Raise if there is a client of the caller's own, which cannot be pickled.
 
     Raises:
         TypeError: there is one.
@@ -152,7 +152,7 @@ def check_can_pickle(settings: Mapping[str, Any]) -> None:
 
 
 def check_types(settings: Mapping[str, Any]) -> None:
-    """Refuse what would fail far from here with an error that names no argument."""
+    """Raise for a wrong type, which would fail later with an error that names no argument."""
     texts = {"model", "base_url", "engine", "dtype", "overflow", "on_error"}
     texts |= {"query_instruction", "document_instruction"}
     counts = {"batch_size", "max_concurrency", "max_retries"}
@@ -176,7 +176,7 @@ def check_types(settings: Mapping[str, Any]) -> None:
 
 
 def check_unicode(name: str, value: str) -> None:
-    """Refuse half a character, which no request or file name can hold."""
+    """Raise for a lone surrogate, which no request or file name can hold."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -201,21 +201,21 @@ def engine_kind(engine: str | None, base_url: str | None, client: bool = False) 
 
 
 def check_dtype(dtype: str) -> None:
-    """Refuse a precision that is none, or gives no right vectors."""
+    """Raise if `dtype` is unknown or numerically unsafe for these models (float16)."""
     check_no_float16(dtype)
     if dtype not in {"auto", "bfloat16", "float32"}:
         raise ConfigurationError(f"no dtype {dtype!r}. Use 'auto', 'bfloat16' or 'float32'.")
 
 
 def check_count(name: str, value: int) -> None:
-    """Refuse what is no whole number from 1 on."""
+    """Raise if a value is not an int of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigurationError(f"{name} is {type(value).__name__}. Pass int.")
     check_at_least(name, value, 1)
 
 
 def check_no_float16(dtype: str) -> None:
-    """Refuse a precision in which some texts' vectors are NaN."""
+    """Raise for float16, in which the vectors of some texts are NaN."""
     if dtype in {"float16", "half"}:
         raise ConfigurationError(
             "dtype='float16' overflows to NaN on some texts with these models. Use 'bfloat16' or "
@@ -224,13 +224,17 @@ def check_no_float16(dtype: str) -> None:
 
 
 def check_at_least(name: str, value: float | None, least: float) -> None:
-    """Refuse a number that is too small."""
+    """Raise if a number is too small.
+
+    Raises:
+        ConfigurationError: `value` is less than `least`.
+    """
     if value is not None and not value >= least:
         raise ConfigurationError(f"{name}={value!r} is too small. Use {least:g} or more.")
 
 
 def check_engine_kwargs(engine_kwargs: Mapping[str, Any]) -> None:
-    """Refuse secrets, which would be dumped, a checkpoint's own code, and float16."""
+    """Raise for secrets, which dumps would show, for a checkpoint's own code, and for float16."""
     for name, value in engine_kwargs.items():
         if isinstance(value, Mapping):
             check_engine_kwargs(value)

@@ -288,7 +288,7 @@ class Embedder(Encoding, Closing):
 
         It changes with anything that can change a vector (model, size, instruction, precision,
         overflow policy, engine arguments), and with nothing else. The engine is not part of it,
-        because the same model gives the same vectors on every engine. Roles that embed alike
+        because a model returns the same vectors on every engine. Roles that embed alike
         share it. A folder counts by its contents, a hub id by the id alone. If `model` was left
         out, the server is asked.
 

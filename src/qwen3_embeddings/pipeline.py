@@ -109,17 +109,18 @@ async def token_ids(engine: Engine, texts: Texts) -> list[list[int]]:
 
 
 def _check_served(texts: Texts, served: Served, policy: Policy) -> None:
-    """Refuse what this engine would answer with the vectors of other texts."""
+    """Raise for texts for which this engine would return the vectors of other texts."""
     if served.context is None and policy.overflow != "error":
         raise ConfigurationError(
-            f"overflow={policy.overflow!r} needs the context, and this server does not tell its "
-            "own. Use overflow='error' and split the texts, or a vLLM or llama.cpp server."
+            f"overflow={policy.overflow!r} needs the context, and this server does not report "
+            "its own. Use overflow='error' and split the texts, or a vLLM or llama.cpp server."
         )
     altered = [i for i, prompt in enumerate(texts.prompts) if prompt != prompt.strip()]
     if served.strips and altered:
         said = (
-            "the server takes outer white space off, and would answer with the vector of "
-            "another text. Strip the text yourself, or use a server that reads it as it is."
+            "the server strips leading and trailing whitespace, so it would return the vector of "
+            "a different text. Strip the text before embedding it, or use a server that "
+            "preserves whitespace."
         )
         policy.keep(texts.failures, TextError(said, altered))
 

@@ -40,9 +40,10 @@ class _Embedder(Embedder):
 class Qwen3Embeddings(EmbedderHandle, Settings, Embeddings):
     """Qwen3-Embedding vectors from vLLM in this process, or from a server.
 
-    Queries carry the task's instruction and documents do not, as the models were trained; texts
+    Queries carry the task's instruction and documents do not, as the models were trained. Texts
     reach the tokenizer unaltered. Any thread and any event loop may call. Objects of one
-    configuration share one engine, which starts at the first call.
+    configuration share one engine. It starts at the first call, and stops when the last of them is
+    closed or at exit.
 
     Setup:
         Install the package alone for a server, or with an engine:
@@ -52,10 +53,10 @@ class Qwen3Embeddings(EmbedderHandle, Settings, Embeddings):
         pip install -U 'langchain-qwen3-embeddings[vllm]'      # a GPU in this machine
         ```
 
-        For vLLM on a CPU the README says what is installed first.
+        The README has the steps for vLLM on a CPU.
 
-        `QWEN3_EMBEDDINGS_MODEL`, `QWEN3_EMBEDDINGS_BASE_URL` and `QWEN3_EMBEDDINGS_API_KEY` stand
-        in for `model`, `base_url` and `api_key` where these are left out.
+        `model`, `base_url` and `api_key` default to `QWEN3_EMBEDDINGS_MODEL`,
+        `QWEN3_EMBEDDINGS_BASE_URL` and `QWEN3_EMBEDDINGS_API_KEY`.
 
     Key init args — embedding params:
         model:
@@ -65,11 +66,11 @@ class Qwen3Embeddings(EmbedderHandle, Settings, Embeddings):
         task:
             Name of a preset in `qwen3_embeddings.TASKS`, or a `qwen3_embeddings.Task`.
         query_instruction:
-            One English sentence in place of the task's.
+            One English sentence instead of the task's.
         overflow:
             What to do with a text over the context: `'error'`, `'truncate'` or `'mean'`.
         chunk_size:
-            Most texts handed to the engine, or sent in one request, at once.
+            Maximum number of texts passed to the engine at once, or sent in one request.
 
     Key init args — client params:
         base_url:
@@ -77,13 +78,15 @@ class Qwen3Embeddings(EmbedderHandle, Settings, Embeddings):
         api_key:
             The server's key.
         max_retries:
-            Further attempts after what may pass: 408, 429 (but to one request too many), 5xx but
-            501, broken connections.
+            Number of retries for transient failures: connection errors, HTTP 408, 429 and 5xx
+            (except 501). Concurrency-limit 429s are not counted.
         timeout:
-            Seconds one request may take.
+            Seconds that one request may take.
 
-    See full list of supported init args and their descriptions in the params section. Objects are
-    frozen; `with_task` and `model_copy(update=...)` give changed ones.
+    See full list of supported init args and their descriptions in the params section. Names that
+    other classes have for them are accepted too: `model_name`, `openai_api_base`, `api_base`,
+    `openai_api_key`, `request_timeout` and `show_progress`. Objects are frozen; `with_task` and
+    `model_copy(update=...)` return changed ones.
 
     Instantiate:
         Embedded, with vLLM in this process:
@@ -123,10 +126,9 @@ class Qwen3Embeddings(EmbedderHandle, Settings, Embeddings):
         ```
 
     Caching:
-        A query and a document of the same text have different vectors, and
-        `CacheBackedEmbeddings.from_bytes_store` puts one namespace before the keys of both. So
-        documents go by the namespace, and queries into a store of their own
-        (`pip install langchain-classic`):
+        A query and a document of the same text have different vectors, but
+        `CacheBackedEmbeddings.from_bytes_store` puts one namespace before the keys of both. Give
+        queries a store of their own (`pip install langchain-classic`):
 
         ```python
         from langchain_classic.embeddings import CacheBackedEmbeddings
@@ -141,8 +143,8 @@ class Qwen3Embeddings(EmbedderHandle, Settings, Embeddings):
         )
         ```
 
-        Both change with anything that changes their vectors, the task included. Leave
-        `query_embedding_cache` out to cache documents only; `True` would mix the two.
+        Both names change with anything that changes their vectors, including the task. Leave
+        `query_embedding_cache` out to cache documents only. `True` would mix the two.
     """
 
     _embedder: Embedder = PrivateAttr()
@@ -329,16 +331,16 @@ class Qwen3Embeddings(EmbedderHandle, Settings, Embeddings):
         return sibling
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy with some settings changed, checked as in the constructor.
+        """Return a copy with some settings changed, which are checked as in the constructor.
 
-        It uses the same engine where no change speaks against it, and is closed on its own.
+        It uses the same engine if its settings allow it, and is closed on its own.
 
         Args:
             update: settings by name.
-            deep: without meaning here; settings are never changed in place.
+            deep: has no effect, because settings are never changed in place.
 
         Returns:
-            The copy, key included.
+            The copy, including the key.
         """
         return type(self)(**dict(self) | dict(update or {}))
 
