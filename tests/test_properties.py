@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from qwen3_embeddings import Embedder, InvalidVectorError, Task, truncate
-from qwen3_embeddings.embedder import Role
+from qwen3_embeddings.config import Role
 from qwen3_embeddings.long_texts import cut, merge, split
 from qwen3_embeddings.vectors import Vectors, normalize
 
