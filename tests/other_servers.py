@@ -257,7 +257,7 @@ def test_what_the_doctor_finds(
 
 
 def test_what_infinity_gets_wrong_is_refused(infinity: RunningServer) -> None:
-    with connect(infinity) as remote, pytest.raises(TextError, match="white space") as caught:
+    with connect(infinity) as remote, pytest.raises(TextError, match="whitespace") as caught:
         remote.encode_document(["fine", " not so\n"])
     assert caught.value.positions == (1,)
     with (

@@ -40,7 +40,7 @@ def test_public_names_are_complete_and_sorted() -> None:
     assert own <= set(names)
 
 
-def test_the_distributions_share_one_version() -> None:
+def test_distributions_share_one_version() -> None:
     root = Path(__file__).parents[1]
     declared = {
         path.parent.name: re.findall(r'^__version__ = "(.+)"$', path.read_text(), re.MULTILINE)
@@ -52,7 +52,7 @@ def test_the_distributions_share_one_version() -> None:
     assert f"## [{qwen3_embeddings.__version__}]" in (root / "CHANGELOG.md").read_text()
 
 
-def test_import_is_quick_and_pulls_in_no_framework() -> None:
+def test_import_is_quick_and_imports_no_framework() -> None:
     """Quicker than what it cannot do without, in processor time of one interpreter."""
     script = (
         "from time import process_time as now; start = now(); import numpy, asyncio, ssl, logging;"
@@ -70,7 +70,7 @@ def test_import_is_quick_and_pulls_in_no_framework() -> None:
     assert not packages & {"transformers", "sentence_transformers", "httpx", "tqdm", "tokenizers"}
 
 
-def test_the_family() -> None:
+def test_models_have_the_published_sizes() -> None:
     sizes = [(m.dimensions, m.context, m.parameters) for m in MODELS.values()]
     assert sizes == [
         (1024, 32768, 595_776_512),
@@ -85,7 +85,7 @@ def test_the_family() -> None:
         MODELS["Qwen/Qwen3-Embedding-4B"].layers = 1  # type: ignore[misc]
 
 
-def test_a_local_checkpoint_is_described_by_its_config(checkpoint: str, tmp_path: Path) -> None:
+def test_describe_of_a_folder_reads_its_config(checkpoint: str, tmp_path: Path) -> None:
     model = describe(checkpoint)
     assert (model.dimensions, model.context, model.layers) == (128, 2048, 2)
     folder = tmp_path
@@ -99,18 +99,18 @@ def test_a_local_checkpoint_is_described_by_its_config(checkpoint: str, tmp_path
         describe("Qwen3-Embedding-0.6B")
 
 
-def test_no_model_runs_in_float16() -> None:
+def test_precision_of_a_float16_checkpoint_is_float32() -> None:
     model = MODELS["Qwen/Qwen3-Embedding-8B"]
     assert [model.precision(d) for d in ("auto", "float32")] == ["bfloat16", "float32"]
     assert dataclasses.replace(model, stored="float16").precision("auto") == "float32"
 
 
-def test_the_template() -> None:
+def test_instruct_is_the_published_template() -> None:
     assert instruct("Do it", " q\n") == "Instruct: Do it\nQuery: q\n"
     assert instruct("", " q\n") == " q\n"
 
 
-def test_the_presets() -> None:
+def test_tasks_have_the_published_wording() -> None:
     assert len(TASKS) >= 12
     assert {task.symmetric for task in TASKS.values()} == {True, False}
     assert all(name == task.name for name, task in TASKS.items())
@@ -121,7 +121,7 @@ def test_the_presets() -> None:
     assert TASKS["code"].instruction.endswith("comment.")
 
 
-def test_truncate() -> None:
+def test_truncate_returns_unit_rows_of_the_size() -> None:
     vectors = np.random.default_rng(0).standard_normal((5, 256))
     cut = truncate(vectors, 64)
     expected = vectors[:, :64] / np.linalg.norm(vectors[:, :64], axis=1, keepdims=True)
@@ -135,13 +135,13 @@ def test_truncate() -> None:
 
 
 @pytest.mark.parametrize("size", [31, 257, 0, -1, 40.5, True, "64", None])
-def test_truncate_refuses_sizes_out_of_range(size: object) -> None:
+def test_truncate_to_a_size_out_of_range_raises(size: object) -> None:
     with pytest.raises(DimensionsError, match="32 to 256"):
         truncate(np.ones((2, 256)), size)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
-def test_truncate_never_passes_on_what_is_no_direction(bad: float) -> None:
+def test_truncate_of_a_row_without_direction_raises(bad: float) -> None:
     vectors = np.ones((4, 64))
     vectors[2] = bad
     with pytest.raises(InvalidVectorError) as caught:
@@ -149,7 +149,7 @@ def test_truncate_never_passes_on_what_is_no_direction(bad: float) -> None:
     assert caught.value.positions == (2,)
 
 
-def test_overflow_policies_keep_head_and_end() -> None:
+def test_cut_and_split_keep_head_and_end_token() -> None:
     ids = [1, 2, *range(100, 120), 0]
     assert long_texts.cut(ids, 10) == [1, 2, 100, 101, 102, 103, 104, 105, 106, 0]
     pieces = long_texts.split(ids, 10, head=2)
@@ -157,18 +157,18 @@ def test_overflow_policies_keep_head_and_end() -> None:
     assert [i for piece in pieces for i in piece[2:-1]] == list(range(100, 120))
     assert long_texts.shared_head(ids, [1, 2, 9]) == 2
     assert long_texts.shared_head(ids, [1, 2]) == 2
-    with pytest.raises(Qwen3EmbeddingsError, match="no room"):
+    with pytest.raises(Qwen3EmbeddingsError, match="no space"):
         long_texts.split(ids, 10, head=9)
 
 
-def test_merge_weighs_and_renormalises() -> None:
+def test_merge_returns_normalized_weighted_means() -> None:
     vectors = np.eye(4, dtype=np.float32)
     merged = long_texts.merge(vectors, [0, 1, 1, 2], [5.0, 3.0, 1.0, 2.0])
     middle = np.array([0, 3, 1, 0]) / np.sqrt(10)
     np.testing.assert_allclose(merged, [vectors[0], middle, vectors[3]], atol=1e-6)
 
 
-def test_errors_survive_pickling_and_move() -> None:
+def test_errors_keep_positions_and_status_in_pickles() -> None:
     error = TextTooLongError("too long.", [3, 1])
     twin = pickle.loads(pickle.dumps(error))
     assert (str(twin), twin.positions) == (str(error), (3, 1))
@@ -178,7 +178,7 @@ def test_errors_survive_pickling_and_move() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, 2 * BLOCK + 3])
-async def test_lists_are_the_rows_and_let_others_run(count: int) -> None:
+async def test_lists_return_the_rows_and_let_other_tasks_run(count: int) -> None:
     vectors = np.random.default_rng(0).random((count, 32), dtype=np.float32)
     turns = 0
 

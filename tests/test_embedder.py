@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
+import textwrap
 from enum import Enum
+from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,25 +34,30 @@ from qwen3_embeddings import (
     Usage,
     truncate,
 )
+from qwen3_embeddings.config import check_can_pickle, engine_arguments, resolve
 from qwen3_embeddings.prompts import instruct
 from qwen3_embeddings.request import Output, Plan, slices
 
 
 @pytest.mark.parametrize("engine", ["embedder", "reference", "remote"])
-def test_no_texts(engine: str, request: pytest.FixtureRequest) -> None:
+def test_encode_no_texts_returns_an_empty_matrix(
+    engine: str, request: pytest.FixtureRequest
+) -> None:
     embedder = request.getfixturevalue(engine)
     vectors = embedder.encode_document([])
     assert (vectors.shape, vectors.dtype) == ((0, 128), np.float32)
     assert embedder.encode_query([""]).shape == (1, 128)
 
 
-def test_no_texts_and_a_known_size_start_no_engine() -> None:
+def test_encode_no_texts_of_a_known_model_starts_no_engine() -> None:
     assert Embedder("Qwen/Qwen3-Embedding-4B", dimensions=256).encode_query([]).shape == (0, 256)
     assert Embedder("Qwen/Qwen3-Embedding-4B").encode_query([]).shape == (0, 2560)
 
 
 @pytest.mark.parametrize("wrong", [None, b"bytes", 3, 2.5, ["nested"]])
-def test_what_is_no_text_is_named_by_position(wrong: object, embedder: Embedder) -> None:
+def test_encode_item_that_is_not_str_is_named_by_position(
+    wrong: object, embedder: Embedder
+) -> None:
     for encode in (embedder.encode_query, embedder.encode_document):
         with pytest.raises(TextTypeError, match=r"texts\[1\]") as caught:
             encode(["fine", wrong])  # type: ignore[list-item]
@@ -55,12 +66,12 @@ def test_what_is_no_text_is_named_by_position(wrong: object, embedder: Embedder)
 
 
 @pytest.mark.parametrize("wrong", [b"bytes", None, 7])
-def test_what_is_no_list_is_refused(wrong: object, embedder: Embedder) -> None:
+def test_encode_value_that_is_not_a_list_raises(wrong: object, embedder: Embedder) -> None:
     with pytest.raises(TextTypeError, match=r"\[text\]"):
         embedder.encode_document(wrong)  # type: ignore[arg-type]
 
 
-async def test_encode_of_one_string_returns_one_vector(embedder: Embedder) -> None:
+async def test_encode_one_string_returns_one_vector(embedder: Embedder) -> None:
     for encode, aencode, role in (
         (embedder.encode_query, embedder.aencode_query, "query"),
         (embedder.encode_document, embedder.aencode_document, "document"),
@@ -96,7 +107,9 @@ async def test_count_tokens_includes_instruction_and_end_token(
 
 
 @pytest.mark.parametrize("engine", ["embedder", "remote"])
-def test_usage_adds_up_the_calls_of_one_object(engine: str, request: pytest.FixtureRequest) -> None:
+def test_usage_is_the_sum_of_the_calls_of_one_object(
+    engine: str, request: pytest.FixtureRequest
+) -> None:
     embedder: Embedder = copy.copy(request.getfixturevalue(engine))
     assert embedder.usage == Usage()
     texts, one = ["one text", "another longer text", ""], Usage()
@@ -130,13 +143,13 @@ def test_embedding_dimension_of_a_known_model_needs_no_engine(checkpoint: str) -
         _ = Embedder("no-such-model").embedding_dimension
 
 
-def test_embedding_dimension_of_an_unknown_model_is_the_servers(remote: Embedder) -> None:
+def test_embedding_dimension_of_an_unknown_model_asks_the_server(remote: Embedder) -> None:
     assert remote.embedding_dimension == 128
     with pytest.raises(ServerConnectionError):
         _ = Embedder(base_url="http://127.0.0.1:9", max_retries=0).embedding_dimension
 
 
-def test_similarity_of_queries_and_documents_is_a_matrix_of_cosines(embedder: Embedder) -> None:
+def test_similarity_returns_a_matrix_of_cosines(embedder: Embedder) -> None:
     queries, documents = embedder.encode_query(["a", "b"]), embedder.encode_document(["c"] * 3)
     np.testing.assert_allclose(
         embedder.similarity(queries, documents), queries @ documents.T, atol=1e-6
@@ -145,7 +158,7 @@ def test_similarity_of_queries_and_documents_is_a_matrix_of_cosines(embedder: Em
     np.testing.assert_allclose(one, [[queries[0] @ documents[0]]], atol=1e-6)
 
 
-def test_model_is_a_path_or_in_the_home_folder(
+def test_model_path_and_home_folder_are_resolved(
     checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Path(checkpoint)
@@ -160,12 +173,34 @@ def test_model_is_a_path_or_in_the_home_folder(
     assert pickle.loads(pickle.dumps(Embedder(path))).model == checkpoint
 
 
-def test_timeout_none_is_the_default() -> None:
+def test_client_argument_selects_the_server_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's server and key are not meant for it."""
+    monkeypatch.setenv("QWEN3_EMBEDDINGS_BASE_URL", "http://elsewhere.test/v1")
+    monkeypatch.setenv("QWEN3_EMBEDDINGS_API_KEY", "not-for-it")
+    client = SimpleNamespace(base_url="http://127.0.0.1:9/v1")
+    defaults = {name: p.default for name, p in signature(Embedder).parameters.items()}
+    for name in ("client", "http_client"):
+        settings = resolve(defaults | {name: client})
+        assert (settings["engine"], settings["base_url"]) == ("server", None)
+        arguments = engine_arguments(settings, None)
+        assert arguments[name] is client
+        assert (arguments["api_key"] is None) == (name == "client")
+        with pytest.raises(TypeError, match=f"{name}= is not pickled"):
+            check_can_pickle(settings)
+        with pytest.raises(ConfigurationError, match="client contradict"):
+            Embedder(engine="vllm", **{name: client})  # type: ignore[arg-type]
+    bare = resolve(defaults | {"http_client": SimpleNamespace(base_url="")})
+    assert bare["base_url"] == "http://elsewhere.test/v1"
+    with pytest.raises(ConfigurationError, match="key of its own"):
+        engine_arguments(resolve(defaults | {"client": client}), "key")
+
+
+def test_timeout_none_means_the_default() -> None:
     url = "http://127.0.0.1:9"
     assert Embedder(base_url=url, timeout=None) == Embedder(base_url=url)
 
 
-def test_embedders_of_equal_settings_are_equal_and_hash_alike(checkpoint: str) -> None:
+def test_equal_settings_compare_and_hash_equal(checkpoint: str) -> None:
     url = "http://127.0.0.1:9"
     headers = {"X-Team": "search", "Authorization": "Basic hush"}
     groups: list[list[Embedder]] = [
@@ -195,7 +230,7 @@ def test_embedders_of_equal_settings_are_equal_and_hash_alike(checkpoint: str) -
     assert Embedder(checkpoint) != checkpoint
 
 
-def test_copies_and_siblings_are_closed_on_their_own(checkpoint: str) -> None:
+def test_close_leaves_copies_and_siblings_open(checkpoint: str) -> None:
     parent = Embedder(checkpoint, engine="reference", dtype="bfloat16")
     sibling, copied = parent.with_task("code"), copy.copy(parent)
     engine = parent._lease.engine
@@ -214,13 +249,13 @@ def test_copies_and_siblings_are_closed_on_their_own(checkpoint: str) -> None:
     assert again._lease.engine is not engine, "the engine stopped with the last handle"
 
 
-def test_any_iterable_of_texts_will_do(embedder: Embedder) -> None:
+def test_encode_any_list_of_texts_returns_the_same_vectors(embedder: Embedder) -> None:
     expected = embedder.encode_document(["a", "b"])
     for texts in (("a", "b"), iter(["a", "b"]), np.array(["a", "b"])):
         np.testing.assert_allclose(embedder.encode_document(texts), expected, atol=2e-6)
 
 
-def test_a_str_of_another_class_is_its_text(embedder: Embedder) -> None:
+def test_encode_str_subclass_embeds_its_text(embedder: Embedder) -> None:
     class Fruit(str, Enum):  # noqa: UP042 (a StrEnum formats as its text)
         APPLE = "red apple"
 
@@ -228,32 +263,32 @@ def test_a_str_of_another_class_is_its_text(embedder: Embedder) -> None:
         np.testing.assert_array_equal(encode([Fruit.APPLE]), encode(["red apple"]))
 
 
-def test_an_array_without_a_length_is_no_list(embedder: Embedder) -> None:
+def test_encode_scalar_array_raises(embedder: Embedder) -> None:
     with pytest.raises(TextTypeError, match="not a list"):
         embedder.encode_document(np.array("one text"))
 
 
-def test_a_lone_surrogate_is_named_by_position(embedder: Embedder) -> None:
+def test_encode_lone_surrogate_is_named_by_position(embedder: Embedder) -> None:
     with pytest.raises(TextEncodingError, match=r"texts\[2\]") as caught:
         embedder.encode_document(["a", "🙂", "torn \ud83d"])
     assert isinstance(caught.value, ValueError)
 
 
-def test_queries_carry_the_template_byte_for_byte(embedder: Embedder, texts: list[str]) -> None:
+def test_encode_query_uses_the_template_byte_for_byte(embedder: Embedder, texts: list[str]) -> None:
     for task in ("web_search", "code"):
         literal = [f"Instruct: {TASKS[task].instruction}\nQuery:{text}" for text in texts]
         queries = embedder.with_task(task).encode_query(texts)
         np.testing.assert_allclose(queries, embedder.encode_document(literal), atol=2e-6)
 
 
-def test_documents_are_bare_but_in_symmetric_tasks(embedder: Embedder) -> None:
+def test_encode_document_has_an_instruction_in_symmetric_tasks_only(embedder: Embedder) -> None:
     query, document = (f(["text"]) for f in (embedder.encode_query, embedder.encode_document))
     assert np.abs(query - document).max() > 1e-3
     similar = embedder.with_task("similarity")
     np.testing.assert_array_equal(similar.encode_query(["text"]), similar.encode_document(["text"]))
 
 
-def test_instructions_in_free_text(embedder: Embedder) -> None:
+def test_free_text_instructions_replace_the_tasks(embedder: Embedder) -> None:
     def literal(text: str) -> np.ndarray:
         return embedder.encode_document([text])
 
@@ -274,7 +309,7 @@ def test_instructions_in_free_text(embedder: Embedder) -> None:
     )
 
 
-def test_wrong_arguments_say_the_way_out(checkpoint: str) -> None:
+def test_wrong_arguments_raise_errors_that_say_what_to_do(checkpoint: str) -> None:
     with pytest.raises(UnknownTaskError, match="web_search"):
         Embedder(checkpoint, task="websearch")
     for size in (0, 31, -5, 1025, 64.5, True, "64"):
@@ -323,7 +358,9 @@ def test_wrong_arguments_say_the_way_out(checkpoint: str) -> None:
         assert "käse" not in str(caught.value)
 
 
-def test_the_environment_fills_in(monkeypatch: pytest.MonkeyPatch, checkpoint: str) -> None:
+def test_environment_supplies_omitted_arguments(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: str
+) -> None:
     monkeypatch.setenv("QWEN3_EMBEDDINGS_BASE_URL", "http://localhost:8000")
     monkeypatch.setenv("QWEN3_EMBEDDINGS_MODEL", "served")
     monkeypatch.setenv("QWEN3_EMBEDDINGS_API_KEY", "from-the-environment")
@@ -347,7 +384,7 @@ def test_batch_size_changes_no_vector(
         np.testing.assert_allclose(sized.encode_document(texts), expected, atol=2e-6)
 
 
-def test_chunks_hold_to_texts_and_tokens() -> None:
+def test_slices_respect_limits_of_texts_and_tokens() -> None:
     class Small:
         chunk_texts = 4
         chunk_tokens = 100
@@ -360,12 +397,14 @@ def test_chunks_hold_to_texts_and_tokens() -> None:
     assert [(c.start, c.stop) for c in slices(["a"] * 5, 2, Small())] == [(0, 2), (2, 4), (4, 5)]  # type: ignore[arg-type]
 
 
-def test_progress_counts_every_text(embedder: Embedder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_progress_counts_every_text(
+    embedder: Embedder, capsys: pytest.CaptureFixture[str]
+) -> None:
     embedder.encode_document(["a"] * 600, show_progress=True)
     assert "600/600" in capsys.readouterr().err
 
 
-def test_a_mean_weighs_pieces_by_their_tokens(checkpoint: str, embedder: Embedder) -> None:
+def test_overflow_mean_weighs_pieces_by_their_tokens(checkpoint: str, embedder: Embedder) -> None:
     text = "x y " * 2000
     averaged = Embedder(checkpoint, dtype="float32", overflow="mean").encode_document(["a", text])
     from qwen3_embeddings import event_loop
@@ -381,7 +420,9 @@ def test_a_mean_weighs_pieces_by_their_tokens(checkpoint: str, embedder: Embedde
     assert len(pieces) > 1
 
 
-def test_truncation_keeps_instruction_and_end_token(checkpoint: str, embedder: Embedder) -> None:
+def test_overflow_truncate_keeps_instruction_and_end_token(
+    checkpoint: str, embedder: Embedder
+) -> None:
     text = "x y " * 2000
     cut = Embedder(checkpoint, dtype="float32", overflow="truncate").encode_query([text])
     from qwen3_embeddings import event_loop
@@ -393,7 +434,7 @@ def test_truncation_keeps_instruction_and_end_token(checkpoint: str, embedder: E
     np.testing.assert_allclose(cut, row, atol=2e-6)
 
 
-def test_texts_that_grow_in_the_tokenizers_normal_form(checkpoint: str) -> None:
+def test_overflow_with_texts_that_grow_in_nfc_embeds_them(checkpoint: str) -> None:
     """In NFC these have three times their bytes, and so more tokens than bytes."""
     texts = ["\u0958" * 680, "\U0001d160" * 500]
     for overflow in ("truncate", "mean"):
@@ -402,7 +443,7 @@ def test_texts_that_grow_in_the_tokenizers_normal_form(checkpoint: str) -> None:
 
 
 @pytest.mark.parametrize("overflow", ["error", "mean"])
-def test_finish_costs_the_bad_texts_only(
+def test_on_error_finish_loses_only_the_bad_texts(
     checkpoint: str, embedder: Embedder, overflow: str
 ) -> None:
     long = "x y " * 2000
@@ -428,14 +469,14 @@ def test_finish_costs_the_bad_texts_only(
     np.testing.assert_array_equal(twin.computed.vectors, error.computed.vectors)
 
 
-async def test_finish_with_nothing_to_embed(checkpoint: str) -> None:
+async def test_on_error_finish_with_only_bad_texts_raises(checkpoint: str) -> None:
     finishing = Embedder(checkpoint, dtype="float32", on_error="finish")
     with pytest.raises(TextsFailedError) as caught:
         await finishing.aencode_query([None, "\ud83d"])  # type: ignore[list-item]
     assert (caught.value.positions, caught.value.computed) == ((0, 1), None)
 
 
-def test_pieces_that_cancel_out_fail_their_text_only() -> None:
+def test_output_pieces_that_cancel_out_fail_only_their_text() -> None:
     """A mean of zero has no direction; such a text must not take the others along."""
     plan = Plan(list("abbc"), [3, 5, 5, 8], [1.0] * 4, split=True)
     output = Output(plan, 32, [])
@@ -448,7 +489,7 @@ def test_pieces_that_cancel_out_fail_their_text_only() -> None:
     np.testing.assert_array_equal(computed.vectors, rows[[0, 3]])
 
 
-def test_fingerprints(checkpoint: str) -> None:
+def test_fingerprint_differs_for_every_setting_that_changes_a_vector(checkpoint: str) -> None:
     plain = Embedder(checkpoint)
     fingerprints = {
         name: embedder.fingerprint("query")
@@ -474,7 +515,58 @@ def test_fingerprints(checkpoint: str) -> None:
         plain.fingerprint("passage")  # type: ignore[arg-type]
 
 
-def test_a_fingerprint_follows_the_checkpoint_not_its_path(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("constant", "changed", "kept"),
+    [
+        ("prompts.TEMPLATE_VERSION", {"role": "query"}, {"role": "document"}),
+        ("long_texts.TRUNCATE_VERSION", {"overflow": "truncate"}, {"overflow": "mean"}),
+        ("long_texts.MEAN_VERSION", {"overflow": "mean"}, {"overflow": "error"}),
+        ("vectors.SIZE_VERSION", {"dimensions": 64}, None),
+    ],
+)
+def test_fingerprint_changes_with_the_version_of_an_algorithm_it_depends_on(
+    constant: str, changed: Any, kept: Any, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def name(settings: dict[str, Any]) -> str:
+        role = settings.get("role", "document")
+        others = {k: v for k, v in settings.items() if k != "role"}
+        return Embedder(checkpoint, **others).fingerprint(role)
+
+    before = name(changed), kept and name(kept)
+    monkeypatch.setattr(f"qwen3_embeddings.{constant}", 1000)
+    assert name(changed) != before[0]
+    assert not kept or name(kept) == before[1]
+
+
+def test_fingerprint_is_equal_in_every_process(checkpoint: str) -> None:
+    script = """
+        import sys
+        from pathlib import Path
+        from types import SimpleNamespace
+        from qwen3_embeddings import Embedder
+
+        class Plain:
+            def __init__(self): self.words = {"a", "b", "c", "d"}
+
+        kwargs = {"names": {"x", "y", "z", "w"}, "plain": Plain(), "path": Path("p")}
+        kwargs |= {"nested": {"deep": frozenset("abcdef")}}
+        embedder = Embedder(sys.argv[1], overflow="mean", dimensions=64, engine_kwargs=kwargs)
+        print(embedder.fingerprint("query"))
+    """
+    names = {
+        subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script), checkpoint],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in "123"
+    }
+    assert len(names) == 1
+
+
+def test_fingerprint_depends_on_the_checkpoint_not_its_path(tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
     from qwen3_embeddings.testing import write_checkpoint
@@ -489,7 +581,7 @@ def test_a_fingerprint_follows_the_checkpoint_not_its_path(tmp_path: Path) -> No
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_pickles_and_copies(checkpoint: str, embedder: Embedder) -> None:
+def test_pickles_and_copies_embed_alike(checkpoint: str, embedder: Embedder) -> None:
     custom = Embedder(checkpoint, dtype="float32", dimensions=64).with_task(Task("mine", "Find it"))
     expected = custom.encode_query(["x"])
     for twin in (pickle.loads(pickle.dumps(custom)), copy.copy(custom), copy.deepcopy(custom)):
@@ -497,7 +589,7 @@ def test_pickles_and_copies(checkpoint: str, embedder: Embedder) -> None:
         np.testing.assert_allclose(twin.encode_query(["x"]), expected, atol=2e-6)
 
 
-def test_a_pickle_is_the_same_model_in_another_environment(
+def test_pickle_ignores_another_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pickled = pickle.dumps(Embedder())
@@ -507,7 +599,7 @@ def test_a_pickle_is_the_same_model_in_another_environment(
     assert (twin.engine, twin.model) == ("vllm", "Qwen/Qwen3-Embedding-0.6B")
 
 
-def test_a_key_is_never_shown_or_pickled() -> None:
+def test_key_is_never_shown_or_pickled() -> None:
     key = "sk-very-secret"
     embedder = Embedder(base_url="http://localhost:1/v1", api_key=key)
     shown = [repr(embedder), str(embedder), repr(vars(embedder)), str(pickle.dumps(embedder))]
@@ -530,7 +622,7 @@ def test_secret_headers_are_never_shown_or_pickled() -> None:
     assert copy.deepcopy(embedder)._lease.engine is embedder._lease.engine
 
 
-def test_truncating_commutes_with_asking_for_a_size(checkpoint: str, embedder: Embedder) -> None:
+def test_dimensions_equal_truncated_full_vectors(checkpoint: str, embedder: Embedder) -> None:
     sized = Embedder(checkpoint, dtype="float32", dimensions=64).encode_document(["a", "b"])
     cut = truncate(embedder.encode_document(["a", "b"]), 64)
     np.testing.assert_allclose(sized, cut, atol=2e-6)

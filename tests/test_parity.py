@@ -1,4 +1,4 @@
-"""The same vectors on every road."""
+"""The same vectors from every engine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def resized(request: pytest.FixtureRequest, engine: str, dimensions: int) -> Emb
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_equal_to_the_reference(
+def test_encode_equals_the_reference(
     engine: str, role: str, texts: list[str], reference: Embedder, request: pytest.FixtureRequest
 ) -> None:
     vectors = encode(request.getfixturevalue(engine), texts, role)
@@ -46,7 +46,7 @@ def test_equal_to_the_reference(
 
 @pytest.mark.parametrize("dimensions", [32, 64, 100])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_smaller_sizes_equal_the_truncated_reference(
+def test_dimensions_equal_the_truncated_reference(
     engine: str,
     dimensions: int,
     texts: list[str],
@@ -62,8 +62,8 @@ def test_smaller_sizes_equal_the_truncated_reference(
         assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() <= 1e-5
 
 
-def test_texts_are_told_apart(texts: list[str], reference: Embedder) -> None:
-    """Parity means nothing when the checkpoint gives every text the same vector."""
+def test_reference_vectors_of_different_texts_differ(texts: list[str], reference: Embedder) -> None:
+    """Parity means nothing when the checkpoint returns the same vector for every text."""
     vectors = reference.encode_document(texts[3:30])
     similarities = vectors @ vectors.T - np.eye(len(vectors))
     assert np.percentile(similarities, 90) < 0.9
@@ -71,13 +71,13 @@ def test_texts_are_told_apart(texts: list[str], reference: Embedder) -> None:
     assert np.median((queries * vectors).sum(axis=1)) < 0.9
 
 
-def test_order_is_kept(embedder: Embedder, texts: list[str]) -> None:
+def test_encode_keeps_the_order(embedder: Embedder, texts: list[str]) -> None:
     forward = embedder.encode_document(texts)
     backward = embedder.encode_document(texts[::-1])
     np.testing.assert_allclose(backward[::-1], forward, atol=1e-6)
 
 
-def test_bfloat16(checkpoint: str, texts: list[str]) -> None:
+def test_bfloat16_equals_the_reference(checkpoint: str, texts: list[str]) -> None:
     with Embedder(checkpoint, dtype="bfloat16") as vllm:
         vectors = vllm.encode_document(texts)
     with Embedder(checkpoint, dtype="bfloat16", engine="reference") as plain:
@@ -87,12 +87,12 @@ def test_bfloat16(checkpoint: str, texts: list[str]) -> None:
 
 @pytest.mark.parametrize("overflow", ["truncate", "mean"])
 @pytest.mark.parametrize("dimensions", [None, 64])
-def test_over_long_texts_are_equal_too(
+def test_overflow_equals_the_reference(
     overflow: str, dimensions: int | None, checkpoint: str, request: pytest.FixtureRequest
 ) -> None:
     server = request.getfixturevalue("server")
     texts = ["short", "many words " * 600, "数据库" * 1500, "exact"]
-    roads = [
+    engines = [
         Embedder(checkpoint, dtype="float32", overflow=overflow, dimensions=dimensions),
         Embedder(
             base_url=server.base_url,
@@ -104,6 +104,6 @@ def test_over_long_texts_are_equal_too(
     yardstick = Embedder(checkpoint, dtype="float32", overflow=overflow, engine="reference")
     for role in ROLES:
         expected = encode(yardstick, texts, role)
-        for road in roads:
-            vectors = encode(road, texts, role)
+        for embedder in engines:
+            vectors = encode(embedder, texts, role)
             assert worst_cosine(vectors, truncate(expected, dimensions or 128)) <= 1e-6

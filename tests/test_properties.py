@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from qwen3_embeddings import Embedder, InvalidVectorError, Task, truncate
-from qwen3_embeddings.embedder import Role
+from qwen3_embeddings.config import Role
 from qwen3_embeddings.long_texts import cut, merge, split
 from qwen3_embeddings.vectors import Vectors, normalize
 
@@ -46,7 +46,7 @@ def matrices(draw: st.DrawFn) -> Vectors:
 
 @many
 @given(rows=matrices(), sizes=st.lists(st.integers(32, 96), min_size=1, max_size=4))
-def test_cutting_in_steps_is_cutting_at_once(rows: Vectors, sizes: list[int]) -> None:
+def test_truncate_in_steps_equals_truncate_at_once(rows: Vectors, sizes: list[int]) -> None:
     """Idempotent, in any number of steps; rows that are no direction are refused, no others."""
     sizes = sorted((min(size, rows.shape[1]) for size in sizes), reverse=True)
     part = rows[:, : sizes[-1]].astype(np.float64)
@@ -70,7 +70,9 @@ def test_cutting_in_steps_is_cutting_at_once(rows: Vectors, sizes: list[int]) ->
 
 @many
 @given(rows=matrices(), place=st.data(), bad=st.sampled_from([np.nan, np.inf, -np.inf]))
-def test_what_is_not_finite_never_passes(rows: Vectors, place: st.DataObject, bad: float) -> None:
+def test_normalize_of_a_row_that_is_not_finite_raises(
+    rows: Vectors, place: st.DataObject, bad: float
+) -> None:
     row = place.draw(st.integers(0, rows.shape[0] - 1))
     column = place.draw(st.integers(0, rows.shape[1] - 1))
     rows[row, column] = bad
@@ -81,7 +83,7 @@ def test_what_is_not_finite_never_passes(rows: Vectors, place: st.DataObject, ba
 
 @several
 @given(texts=st.lists(TEXTS, min_size=1, max_size=6), size=st.integers(32, 128))
-def test_cutting_commutes_with_the_engines_own(
+def test_truncate_equals_the_engines_own_size(
     texts: list[str], size: int, checkpoint: str, embedder: Embedder, remote: Embedder
 ) -> None:
     """In process and at a server that cuts itself."""
@@ -105,7 +107,7 @@ def test_cutting_commutes_with_the_engines_own(
     batch_size=st.integers(1, 13),
     parts=st.integers(1, 4),
 )
-def test_order_and_batches_change_no_vector(
+def test_encode_in_any_order_and_batches_returns_the_same_vectors(
     texts: list[str], order: Any, batch_size: int, parts: int, checkpoint: str, embedder: Embedder
 ) -> None:
     expected = embedder.encode_document(texts)
@@ -127,7 +129,7 @@ def test_order_and_batches_change_no_vector(
     head=st.integers(0, 5),
     room=st.integers(1, 20),
 )
-def test_no_token_is_lost_or_doubled_by_a_split(body: list[int], head: int, room: int) -> None:
+def test_split_keeps_every_token_once(body: list[int], head: int, room: int) -> None:
     ids = [*range(100, 100 + head), *body, 7]
     limit = head + room + 1
     pieces = split(ids, limit, head)
@@ -140,7 +142,7 @@ def test_no_token_is_lost_or_doubled_by_a_split(body: list[int], head: int, room
 
 @many
 @given(counts=st.lists(st.integers(1, 4), min_size=1, max_size=5), seed=st.integers(0, 99))
-def test_a_merge_is_each_texts_own_mean(counts: list[int], seed: int) -> None:
+def test_merge_returns_the_mean_of_each_text(counts: list[int], seed: int) -> None:
     chance = np.random.default_rng(seed)
     owners = np.repeat(np.arange(len(counts)), counts)
     rows = normalize(chance.standard_normal((len(owners), 32)).astype(np.float32))
@@ -220,7 +222,7 @@ def same(one: Any, other: Any) -> bool:
     other=configurations(),
     roles=st.tuples(*[st.sampled_from(["query", "document"])] * 2),
 )
-def test_fingerprints_change_exactly_when_a_vector_does(
+def test_fingerprint_changes_exactly_when_a_vector_does(
     one: dict[str, Any],
     other: dict[str, Any],
     roles: tuple[Role, Role],
@@ -230,7 +232,9 @@ def test_fingerprints_change_exactly_when_a_vector_does(
     assert (first == second) == all(map(same, rows, others)), (first, second)
 
 
-def test_fingerprints_by_what_an_engine_is_given(checkpoint: str, tmp_path: Path) -> None:
+def test_fingerprint_depends_on_engine_arguments_that_change_vectors(
+    checkpoint: str, tmp_path: Path
+) -> None:
     """Settings too dear to start an engine for each, by what is known of them."""
     import shutil
 

@@ -21,7 +21,7 @@ from qwen3_embeddings.stream import BATCHES_AHEAD
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 50])
-def test_batches_come_in_order(embedder: Embedder, count: int) -> None:
+def test_stream_yields_batches_in_order(embedder: Embedder, count: int) -> None:
     texts = [f"text {i} " + "word " * (i % 5) for i in range(count)]
     batches = list(embedder.stream(iter(texts), size=8))
     assert [len(batch) for batch in batches] == [8] * (count // 8) + [count % 8] * (count % 8 > 0)
@@ -30,19 +30,19 @@ def test_batches_come_in_order(embedder: Embedder, count: int) -> None:
         np.testing.assert_allclose(np.concatenate(batches), expected, atol=2e-6)
 
 
-def test_queries_are_instructed(embedder: Embedder) -> None:
+def test_stream_of_queries_uses_the_instruction(embedder: Embedder) -> None:
     (batch,) = embedder.stream(["a", "b"], role="query")
     np.testing.assert_allclose(batch, embedder.encode_query(["a", "b"]), atol=2e-6)
 
 
-async def test_the_same_for_coroutines(embedder: Embedder) -> None:
+async def test_astream_yields_the_same_batches(embedder: Embedder) -> None:
     texts = [f"text {i}" for i in range(20)]
     batches = [batch async for batch in embedder.astream(texts, size=8)]
     expected = await embedder.aencode_document(texts)
     np.testing.assert_allclose(np.concatenate(batches), expected, atol=2e-6)
 
 
-def test_little_is_read_ahead(embedder: Embedder) -> None:
+def test_stream_reads_few_batches_ahead(embedder: Embedder) -> None:
     """An endless source: what is read follows what is taken, and a stop cancels the rest."""
     read = 0
 
@@ -59,7 +59,7 @@ def test_little_is_read_ahead(embedder: Embedder) -> None:
     stream.close()
 
 
-def test_an_error_comes_in_place_of_its_batch(embedder: Embedder) -> None:
+def test_stream_raises_an_error_instead_of_its_batch(embedder: Embedder) -> None:
     texts: list[object] = [f"text {i}" for i in range(30)]
     texts[14] = None
     stream = embedder.stream(texts, size=10)  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ def test_an_error_comes_in_place_of_its_batch(embedder: Embedder) -> None:
     assert next(stream, None) is None
 
 
-async def test_a_stream_of_coroutines_goes_on_after_an_error(checkpoint: str) -> None:
+async def test_astream_continues_after_an_error(checkpoint: str) -> None:
     embedder = Embedder(checkpoint, dtype="float32", on_error="finish")
     texts = [f"text {i}" for i in range(12)]
     texts[5] = "\ud800"
@@ -87,7 +87,7 @@ async def test_a_stream_of_coroutines_goes_on_after_an_error(checkpoint: str) ->
         await anext(stream)
 
 
-def test_a_failing_source_loses_nothing_read_before(embedder: Embedder) -> None:
+def test_stream_of_a_failing_source_yields_what_was_read(embedder: Embedder) -> None:
     def source() -> Iterator[str]:
         yield from (f"text {i}" for i in range(14))
         raise OSError("the disk is gone")
@@ -98,7 +98,7 @@ def test_a_failing_source_loses_nothing_read_before(embedder: Embedder) -> None:
         next(stream)
 
 
-def test_wrong_arguments_are_said_at_once(embedder: Embedder) -> None:
+def test_stream_with_wrong_arguments_raises(embedder: Embedder) -> None:
     with pytest.raises(TextTypeError, match="not a list"):
         next(embedder.stream("one text"))
     with pytest.raises(ConfigurationError, match="size"):
@@ -110,7 +110,7 @@ def test_wrong_arguments_are_said_at_once(embedder: Embedder) -> None:
         next(embedder.stream(["a"], role="passage"))  # type: ignore[arg-type]
 
 
-async def test_a_cancelled_stream_stops_its_batches(embedder: Embedder) -> None:
+async def test_astream_cancelled_stops_its_batches(embedder: Embedder) -> None:
     async def take() -> None:
         async for _ in embedder.astream((f"{i} " + "word " * 200 for i in range(5000)), size=100):
             pass
@@ -123,7 +123,7 @@ async def test_a_cancelled_stream_stops_its_batches(embedder: Embedder) -> None:
     assert (await embedder.aencode_document(["after"])).shape == (1, 128)
 
 
-async def test_an_interrupted_wait_is_not_taken_for_the_end(embedder: Embedder) -> None:
+async def test_astream_interrupted_raises_instead_of_ending(embedder: Embedder) -> None:
     stream = embedder.astream((f"text {i}" for i in range(50)), size=10)
     wait = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0)
@@ -134,14 +134,14 @@ async def test_an_interrupted_wait_is_not_taken_for_the_end(embedder: Embedder) 
         await anext(stream)
 
 
-def test_threads_share_a_stream(embedder: Embedder) -> None:
+def test_stream_shared_by_threads_yields_each_batch_once(embedder: Embedder) -> None:
     stream = embedder.stream((f"text {i}" for i in range(205)), size=10)
     with ThreadPoolExecutor(4) as pool:
         batches = pool.map(lambda _: [len(batch) for batch in stream], range(4))
     assert sum(map(sum, batches)) == 205
 
 
-def test_a_stream_stays_with_its_process(embedder: Embedder) -> None:
+def test_stream_in_a_forked_child_raises(embedder: Embedder) -> None:
     stream = embedder.stream(["a", "b", "c"], size=1)
     assert next(stream).shape == (1, 128)
     child = os.fork()

@@ -49,11 +49,9 @@ def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = dict(settings) | {"model": _path_text(settings["model"])}
     check(found)
-    check_clients(found)
-    client = found["client"] is not None
-    if found["engine"] in {None, "server"} and not client:
-        found["base_url"] = found["base_url"] or os.environ.get("QWEN3_EMBEDDINGS_BASE_URL")
-    found["engine"] = engine_kind(found["engine"], "client" if client else found["base_url"])
+    found["base_url"] = _base_url(found)
+    has_client = found["client"] is not None or found["http_client"] is not None
+    found["engine"] = engine_kind(found["engine"], found["base_url"], has_client)
     model = found["model"] or os.environ.get("QWEN3_EMBEDDINGS_MODEL") or None
     found["model"] = model
     if found["engine"] != "server":
@@ -95,16 +93,28 @@ def engine_arguments(
     for name in ("client", "http_client"):
         if settings[name] is not None:
             arguments[name] = settings[name]
+    if settings["client"] is not None and api_key:
+        raise ConfigurationError("client has a key of its own. Leave api_key out.")
     if settings["client"] is None:
         api_key = api_key or os.environ.get("QWEN3_EMBEDDINGS_API_KEY")
-    elif api_key:
-        raise ConfigurationError("client has a key of its own. Leave api_key out.")
     return arguments | {"api_key": Secret.of(api_key)}
 
 
-def local_path(model: str) -> str:
-    """Return `model` with a leading ``~`` replaced by the home folder."""
-    return os.path.expanduser(model)
+def _base_url(settings: Mapping[str, Any]) -> str | None:
+    """Return the server's address: the argument, or the environment's for no other engine.
+
+    A client of the caller's own has an address of its own, which the environment does not replace.
+    """
+    own = settings["client"] is not None or str(getattr(settings["http_client"], "base_url", ""))
+    if settings["base_url"] or own or settings["engine"] not in {None, "server"}:
+        url: str | None = settings["base_url"]
+        return url
+    return os.environ.get("QWEN3_EMBEDDINGS_BASE_URL")
+
+
+def local_path(model: str | os.PathLike[str]) -> str:
+    """Return a hub id or path as text, a leading ``~`` replaced by the home folder."""
+    return os.path.expanduser(os.fspath(model))
 
 
 def _path_text(model: object) -> object:
@@ -112,10 +122,10 @@ def _path_text(model: object) -> object:
 
 
 def check(settings: Mapping[str, Any]) -> None:
-    """Refuse what each argument by itself cannot be.
+    """Check each argument on its own.
 
     Raises:
-        ConfigurationError: of the first that is wrong.
+        ConfigurationError: an argument is wrong; the message is about the first.
     """
     check_types(settings)
     for name, least in LEAST.items():
@@ -127,22 +137,8 @@ def check(settings: Mapping[str, Any]) -> None:
     check_engine_kwargs(settings["engine_kwargs"] or {})
 
 
-def check_clients(settings: Mapping[str, Any]) -> None:
-    """Refuse arguments that contradict a client of the caller's own."""
-    client, http_client = settings["client"], settings["http_client"]
-    if client is not None and http_client is not None:
-        raise ConfigurationError("client and http_client contradict each other. Pass one of them.")
-    if client is not None and settings["base_url"]:
-        raise ConfigurationError("client has a base_url of its own. Leave base_url out.")
-    if client is not None and settings["engine"] not in {None, "server"}:
-        raise ConfigurationError(
-            f"client is for a server, and engine={settings['engine']!r} runs in this process. "
-            "Leave one of them out."
-        )
-
-
 def check_can_pickle(settings: Mapping[str, Any]) -> None:
-    """Refuse to pickle a client of the caller's own.
+    """Raise if there is a client of the caller's own, which cannot be pickled.
 
     Raises:
         TypeError: there is one.
@@ -156,7 +152,7 @@ def check_can_pickle(settings: Mapping[str, Any]) -> None:
 
 
 def check_types(settings: Mapping[str, Any]) -> None:
-    """Refuse what would fail far from here with an error that names no argument."""
+    """Raise for a wrong type, which would fail later with an error that names no argument."""
     texts = {"model", "base_url", "engine", "dtype", "overflow", "on_error"}
     texts |= {"query_instruction", "document_instruction"}
     counts = {"batch_size", "max_concurrency", "max_retries"}
@@ -180,7 +176,7 @@ def check_types(settings: Mapping[str, Any]) -> None:
 
 
 def check_unicode(name: str, value: str) -> None:
-    """Refuse half a character, which no request or file name can hold."""
+    """Raise for a lone surrogate, which no request or file name can hold."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -189,36 +185,37 @@ def check_unicode(name: str, value: str) -> None:
         ) from None
 
 
-def engine_kind(engine: str | None, base_url: str | None) -> str:
-    """The engine that is meant: a server when there is a `base_url`, else vLLM in this process."""
+def engine_kind(engine: str | None, base_url: str | None, client: bool = False) -> str:
+    """Return the engine to use: a server if there is a `base_url` or a client, else vLLM."""
+    server = bool(base_url) or client
     if engine is None:
-        return "server" if base_url else "vllm"
+        return "server" if server else "vllm"
     if engine not in KINDS:
         raise ConfigurationError(f"no engine {engine!r}. Use one of {', '.join(KINDS)}, or None.")
-    if (engine == "server") != bool(base_url):
+    if (engine == "server") != server:
         raise ConfigurationError(
-            f"engine={engine!r} {'has no' if base_url else 'needs a'} base_url: they contradict "
-            "each other. A server needs one, an engine in this process has none."
+            f"engine={engine!r} and {'a' if server else 'no'} base_url or client contradict each "
+            "other. A server needs one, an engine in this process has none."
         )
     return engine
 
 
 def check_dtype(dtype: str) -> None:
-    """Refuse a precision that is none, or gives no right vectors."""
+    """Raise if `dtype` is unknown or numerically unsafe for these models (float16)."""
     check_no_float16(dtype)
     if dtype not in {"auto", "bfloat16", "float32"}:
         raise ConfigurationError(f"no dtype {dtype!r}. Use 'auto', 'bfloat16' or 'float32'.")
 
 
 def check_count(name: str, value: int) -> None:
-    """Refuse what is no whole number from 1 on."""
+    """Raise if a value is not an int of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigurationError(f"{name} is {type(value).__name__}. Pass int.")
     check_at_least(name, value, 1)
 
 
 def check_no_float16(dtype: str) -> None:
-    """Refuse a precision in which some texts' vectors are NaN."""
+    """Raise for float16, in which the vectors of some texts are NaN."""
     if dtype in {"float16", "half"}:
         raise ConfigurationError(
             "dtype='float16' overflows to NaN on some texts with these models. Use 'bfloat16' or "
@@ -227,13 +224,17 @@ def check_no_float16(dtype: str) -> None:
 
 
 def check_at_least(name: str, value: float | None, least: float) -> None:
-    """Refuse a number that is too small."""
+    """Raise if a number is too small.
+
+    Raises:
+        ConfigurationError: `value` is less than `least`.
+    """
     if value is not None and not value >= least:
         raise ConfigurationError(f"{name}={value!r} is too small. Use {least:g} or more.")
 
 
 def check_engine_kwargs(engine_kwargs: Mapping[str, Any]) -> None:
-    """Refuse secrets, which would be dumped, a checkpoint's own code, and float16."""
+    """Raise for secrets, which dumps would show, for a checkpoint's own code, and for float16."""
     for name, value in engine_kwargs.items():
         if isinstance(value, Mapping):
             check_engine_kwargs(value)

@@ -1,80 +1,83 @@
-"""The embedder: texts and a role in, a matrix of unit vectors out."""
+"""`Embedder`: its settings, its engine and its identity."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Coroutine, Generator, Iterable, Mapping
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from qwen3_embeddings import config, event_loop, models, vectors
 from qwen3_embeddings.closing import Closing
 from qwen3_embeddings.config import Dtype, EngineKind, OnError, Role
 from qwen3_embeddings.doctor.report import Report
-from qwen3_embeddings.encoding import Policy, encode, token_ids
+from qwen3_embeddings.encoding import Encoding
 from qwen3_embeddings.engines.base import Served, Usage
 from qwen3_embeddings.engines.registry import Lease
 from qwen3_embeddings.errors import ConfigurationError
 from qwen3_embeddings.fingerprint import fingerprint
-from qwen3_embeddings.inputs import check_list, check_texts, read
 from qwen3_embeddings.long_texts import Overflow
+from qwen3_embeddings.pipeline import Policy
 from qwen3_embeddings.prompts import Task, find_task, instruct
 from qwen3_embeddings.redaction import SupportsSecret, shown
-from qwen3_embeddings.request import Texts
-from qwen3_embeddings.stream import AsyncStream, Stream, ahead
-from qwen3_embeddings.vectors import Matrix, Vector, Vectors
+from qwen3_embeddings.vectors import Matrix
 
 if TYPE_CHECKING:
     import os
     import ssl
 
 
-class Embedder(Closing):
+class Embedder(Encoding, Closing):
     """Qwen3-Embedding vectors, from vLLM in this process or from a server.
 
-    Thread-safe, and usable from any number of event loops; embedders of one configuration share
-    one engine, which starts at the first call and stops at `close` or at exit.
+    Any thread and any event loop may call it. Embedders of one configuration share one engine. It
+    starts at the first call, and stops when the last of them is closed or at exit.
 
     Args:
-        model: hub id or folder. Default: QWEN3_EMBEDDINGS_MODEL, else what the server serves,
-            else Qwen/Qwen3-Embedding-0.6B.
-        dimensions: Matryoshka size, 32 to native; None for native, whatever a server's default.
+        model: hub id, folder, or name on the server. Default: QWEN3_EMBEDDINGS_MODEL, else what
+            the server serves, else Qwen/Qwen3-Embedding-0.6B.
+        dimensions: Matryoshka size, 32 to native. None is the native size, whatever the server's
+            default is.
         task: name of a preset in `TASKS`, or a `Task`.
-        query_instruction: free text in place of the task's; then documents stay bare. An empty
-            string embeds queries without any instruction.
+        query_instruction: free text instead of the task's; then documents have no instruction. An
+            empty string embeds queries without any instruction.
         document_instruction: free text for documents. Default: none, or the task's own when it is
             symmetric.
-        base_url: root of an OpenAI-compatible server, e.g. ``http://localhost:8000/v1``.
-            Default: QWEN3_EMBEDDINGS_BASE_URL; without either, vLLM runs in this process.
+        base_url: root of an OpenAI-compatible server, for example ``http://localhost:8000/v1``.
+            Default: QWEN3_EMBEDDINGS_BASE_URL. Without either, vLLM runs in this process.
         api_key: the server's key. Default: QWEN3_EMBEDDINGS_API_KEY. Never shown or pickled.
-        engine: "vllm", "server" or "reference"; None chooses by `base_url`.
+        engine: name of the engine, such as "vllm", "server" or "reference". None chooses by
+            `base_url`.
         dtype: "auto" (the checkpoint's own), "bfloat16" or "float32", for engines in this
-            process; a server has chosen its own.
+            process. A server has its own.
         overflow: what to do with a text longer than the model's context: "error", "truncate"
-            (keeps instruction and end token) or "mean" (pieces, weighted by their tokens).
+            (keeps instruction and end token) or "mean" (averages pieces, weighted by their
+            tokens).
         on_error: when a text cannot be embedded, "stop" at once, or "finish" all others first and
             then raise `TextsFailedError`. Either error carries what was computed. Errors of the
             engine or server always stop.
-        batch_size: most texts handed to the engine at once (its own choice), or sent to a server in
-            one request (64).
-        max_concurrency: most requests to a server under way at once, for queries and for documents
-            each (16); fewer while it answers 429 to more.
-        timeout: seconds one request to a server may take.
-        max_retries: further attempts after what may pass (408, 429 but to one request too many, 5xx
-            but 501, broken connections).
-        restart_timeout: seconds documents wait for a server that answered before and is down
-            now, as while it restarts. Queries fail after `max_retries`: somebody waits for them.
-        default_headers: sent with every request to a server. Values that are secret (a SecretStr,
-            or under a name like Authorization, Cookie, X-Api-Key) are, like `api_key`, never
-            shown or pickled.
+        batch_size: maximum number of texts passed to the engine at once (its own choice), or sent
+            to a server in one request (64).
+        max_concurrency: maximum number of in-flight requests per role (queries, documents).
+            Defaults to 16. Lowered automatically while the server returns HTTP 429.
+        timeout: seconds that one request to a server may take. None is the default of 60.
+        max_retries: number of retries for transient failures: connection errors, HTTP 408, 429
+            and 5xx (except 501). Concurrency-limit 429s are not counted.
+        restart_timeout: how long, in seconds, document requests keep retrying while a previously
+            reachable server is down (for example, restarting). Queries are interactive, so they
+            fail after `max_retries`.
+        default_headers: sent with every request to a server. Secret values (a SecretStr, or under
+            a name like Authorization, Cookie, X-Api-Key) are never shown or pickled.
         verify: TLS verification: True, False, a CA file, or an `ssl.SSLContext`.
         engine_kwargs: further arguments of the engine, by the engine's own names: vLLM's
             `EngineArgs`, or sentence-transformers' `SentenceTransformer`. They are part of
-            fingerprints and pickles: tokens are refused here, and so is ``trust_remote_code``.
+            fingerprints and pickles, so tokens are refused here, and so is
+            ``trust_remote_code``.
+        client: an `openai.OpenAI`, `AsyncOpenAI` or Azure client. Its base URL, key, headers,
+            proxies and instrumentation are used. An embedder with one is not pickled.
+        http_client: an httpx client whose connections are used. Key and headers are added.
 
     Raises:
         ConfigurationError: an argument has a value that cannot work.
@@ -124,146 +127,6 @@ class Embedder(Closing):
         self._usage = Usage()
         self._lease = Lease(self.engine, config.engine_arguments(settings, api_key))
 
-    # Embedding.
-
-    @overload
-    def encode_query(  # type: ignore[overload-overlap]
-        self, texts: str, *, show_progress: bool = ..., usage: Usage | None = ...
-    ) -> Vector: ...
-
-    @overload
-    def encode_query(
-        self, texts: Iterable[str], *, show_progress: bool = ..., usage: Usage | None = ...
-    ) -> Matrix: ...
-
-    def encode_query(
-        self, texts: Iterable[str], *, show_progress: bool = False, usage: Usage | None = None
-    ) -> Vectors:
-        """Embed queries, each under the task's instruction.
-
-        Args:
-            texts: a list of strings, or one string. Tuples, iterators, pandas and polars Series,
-                NumPy and pyarrow string arrays count as lists.
-            show_progress: draw a progress bar.
-            usage: counter to add this call's texts and tokens to; `Embedder.usage` has the total
-                of all calls.
-
-        Returns:
-            float32 array (n, dimensions) of unit rows, in the order of `texts`; (0, dimensions)
-            for no texts. For one string one vector (dimensions,).
-
-        Raises:
-            TextTypeError: a text is not a string, or `texts` is not a list of texts.
-            TextEncodingError: a text holds a lone surrogate.
-            TextTooLongError: a text is over the context and `overflow` is "error".
-            TextRefusedError: the server refuses a text and accepts others.
-            InvalidVectorError: the engine returned NaN, infinity or zeros for a text.
-            TextsFailedError: instead of these, after all other texts, with on_error="finish".
-            DimensionsError: `dimensions` exceeds the native size of the engine's model.
-            EngineError: the engine or server failed; the subclass says how.
-
-        If some texts were embedded before the error occurred, their vectors are available as
-        `error.computed`.
-
-        Example:
-            >>> embedder = Embedder("Qwen/Qwen3-Embedding-0.6B")
-            >>> embedder.encode_query(["What is the capital of China?"]).shape
-            (1, 1024)
-            >>> embedder.encode_query("What is the capital of China?").shape
-            (1024,)
-        """
-        return event_loop.run(self._call(texts, "query", show_progress, usage))
-
-    @overload
-    def encode_document(  # type: ignore[overload-overlap]
-        self, texts: str, *, show_progress: bool = ..., usage: Usage | None = ...
-    ) -> Vector: ...
-
-    @overload
-    def encode_document(
-        self, texts: Iterable[str], *, show_progress: bool = ..., usage: Usage | None = ...
-    ) -> Matrix: ...
-
-    def encode_document(
-        self, texts: Iterable[str], *, show_progress: bool = False, usage: Usage | None = None
-    ) -> Vectors:
-        """Embed documents: without instruction, or in a symmetric task under its instruction.
-
-        Arguments, result and errors are those of `encode_query`.
-
-        Example:
-            >>> embedder = Embedder("Qwen/Qwen3-Embedding-0.6B")
-            >>> embedder.encode_document(["Beijing is the capital.", "Bread is baked."]).shape
-            (2, 1024)
-        """
-        return event_loop.run(self._call(texts, "document", show_progress, usage))
-
-    @overload
-    async def aencode_query(  # type: ignore[overload-overlap]
-        self, texts: str, *, show_progress: bool = ..., usage: Usage | None = ...
-    ) -> Vector: ...
-
-    @overload
-    async def aencode_query(
-        self, texts: Iterable[str], *, show_progress: bool = ..., usage: Usage | None = ...
-    ) -> Matrix: ...
-
-    async def aencode_query(
-        self, texts: Iterable[str], *, show_progress: bool = False, usage: Usage | None = None
-    ) -> Vectors:
-        """Embed queries like `encode_query`; cancelling it drops its texts from the engine."""
-        return await event_loop.wait(self._call(texts, "query", show_progress, usage))
-
-    @overload
-    async def aencode_document(  # type: ignore[overload-overlap]
-        self, texts: str, *, show_progress: bool = ..., usage: Usage | None = ...
-    ) -> Vector: ...
-
-    @overload
-    async def aencode_document(
-        self, texts: Iterable[str], *, show_progress: bool = ..., usage: Usage | None = ...
-    ) -> Matrix: ...
-
-    async def aencode_document(
-        self, texts: Iterable[str], *, show_progress: bool = False, usage: Usage | None = None
-    ) -> Vectors:
-        """Embed documents like `encode_document`; cancelling it drops its texts from the engine."""
-        return await event_loop.wait(self._call(texts, "document", show_progress, usage))
-
-    def stream(self, texts: Iterable[str], *, role: Role = "document", size: int = 2048) -> Stream:
-        """Embed texts of any number, in order, in bounded memory: nothing is read far ahead.
-
-        Args:
-            texts: any iterable of strings; it is read as vectors are taken.
-            role: "document" or "query".
-            size: texts in a batch.
-
-        Returns:
-            An iterator of float32 arrays (size, dimensions) of unit rows; the last may have fewer.
-            An error of `encode_document` takes the place of the batch it concerns: positions count
-            within that batch, a note names its first text, and the iterator can be asked for the
-            next batch.
-        """
-        return Stream(self._ahead(texts, role, size))
-
-    def astream(
-        self, texts: Iterable[str], *, role: Role = "document", size: int = 2048
-    ) -> AsyncStream:
-        """`stream` for coroutines. Reading `texts` should not block: it is read on your loop."""
-        return AsyncStream(self._ahead(texts, role, size))
-
-    def _ahead(
-        self, texts: Iterable[str], role: Role, size: int
-    ) -> Generator[tuple[int, Future[Vectors]]]:
-        check_list(texts)
-        config.check_count("size", size)
-        self._instruction(role)  # a wrong role is reported before anything is read
-
-        async def start(batch: list[str]) -> Vectors:
-            return await self._call(batch, role, show_progress=False, usage=None)
-
-        return ahead(read(texts), size, lambda batch: event_loop.submit(start(batch)))
-
     def similarity(self, a: ArrayLike, b: ArrayLike) -> Matrix:
         """Return the cosine similarity of every vector in `a` with every vector in `b`.
 
@@ -309,56 +172,6 @@ class Embedder(Closing):
             return self.start().native
         return models.describe(self.model).dimensions
 
-    @overload
-    def count_tokens(  # type: ignore[overload-overlap]
-        self, texts: str, *, role: Role = ...
-    ) -> int: ...
-
-    @overload
-    def count_tokens(self, texts: Iterable[str], *, role: Role = ...) -> list[int]: ...
-
-    def count_tokens(self, texts: Iterable[str], *, role: Role = "document") -> int | list[int]:
-        """Count the tokens that the model reads for each text.
-
-        The model's own tokenizer counts. The instruction of the role and the end token are
-        included, because both are part of the input and count towards the context. A text over
-        the context is counted whole.
-
-        Args:
-            texts: a list of strings, or one string.
-            role: "document" or "query"; it decides which instruction is included.
-
-        Returns:
-            One number per text; for one string the number itself.
-
-        Raises:
-            TextTypeError: a text is not a string, or `texts` is not a list of texts.
-            TextEncodingError: a text holds a lone surrogate.
-            ConfigurationError: the server has no ``/tokenize``.
-            EngineError: the engine or server failed.
-
-        Example:
-            >>> embedder.count_tokens("Hello")
-            2
-            >>> embedder.count_tokens(["Hello", ""])
-            [2, 1]
-        """
-        return event_loop.run(self._count(texts, role))
-
-    @overload
-    async def acount_tokens(  # type: ignore[overload-overlap]
-        self, texts: str, *, role: Role = ...
-    ) -> int: ...
-
-    @overload
-    async def acount_tokens(self, texts: Iterable[str], *, role: Role = ...) -> list[int]: ...
-
-    async def acount_tokens(
-        self, texts: Iterable[str], *, role: Role = "document"
-    ) -> int | list[int]:
-        """Count tokens like `count_tokens`."""
-        return await event_loop.wait(self._count(texts, role))
-
     @property
     def usage(self) -> Usage:
         """Texts and tokens that this object has embedded so far, as a copy.
@@ -375,30 +188,48 @@ class Embedder(Closing):
     # The engine.
 
     def start(self) -> Served:
-        """Start the engine, or reach the server, before the first call; say what it serves."""
+        """Start the engine, or reach the server, before the first call.
+
+        Returns:
+            What the engine runs.
+
+        Raises:
+            EngineError: the engine could not start, or the server could not be reached.
+
+        Example:
+            >>> embedder.start().native
+            1024
+        """
         return event_loop.run(self._lease.engine.start())
 
     async def astart(self) -> Served:
-        """`start` for coroutines."""
+        """Start the engine like `start`."""
         return await event_loop.wait(self._lease.engine.start())
 
-    def doctor(self, *, reference: str | None = None) -> Report:
-        """Check that the engine returns the vectors Qwen3-Embedding should return.
+    def doctor(self, *, reference: str | os.PathLike[str] | None = None) -> Report:
+        """Check that the engine returns the vectors that Qwen3-Embedding should return.
 
-        Sends it some 150 texts; an engine that fails is reported, not raised.
+        It is sent about 150 texts. The failure of an engine is reported, not raised.
 
         Args:
             reference: hub id or folder of the checkpoint, to compare with sentence-transformers
                 running it in this process.
+
+        Returns:
+            The findings.
+
+        Example:
+            >>> embedder.doctor().ok
+            True
         """
         return event_loop.run(self._examine(reference))
 
-    async def adoctor(self, *, reference: str | None = None) -> Report:
-        """`doctor` for coroutines."""
+    async def adoctor(self, *, reference: str | os.PathLike[str] | None = None) -> Report:
+        """Check the engine like `doctor`."""
         return await event_loop.wait(self._examine(reference))
 
-    async def _examine(self, reference: str | None) -> Report:
-        # Here: with the engines it judges it takes a fifth of the package's import time.
+    async def _examine(self, reference: str | os.PathLike[str] | None) -> Report:
+        # Imported here: with the engines it judges it is a fifth of the package's import time.
         from qwen3_embeddings.doctor.runner import examine
 
         return await examine(
@@ -441,26 +272,41 @@ class Embedder(Closing):
         return sibling
 
     def close(self) -> None:
-        """Release the engine; it stops when no other open embedder uses it. May be repeated."""
+        """Release the engine. It stops when no other open embedder uses it. May be repeated."""
         if engine := self._lease.detach():
             event_loop.run(engine.close())
 
     async def aclose(self) -> None:
-        """`close` for coroutines."""
+        """Release the engine like `close`."""
         if engine := self._lease.detach():
             await event_loop.wait(engine.close())
 
     # Identity.
 
     def fingerprint(self, role: Role) -> str:
-        """A stable name for the vectors of one role, fit as a cache namespace or folder name.
+        """Return a stable name for the vectors of one role, for a cache or a folder.
 
         It changes with anything that can change a vector (model, size, instruction, precision,
-        overflow policy, engine arguments) and with nothing else: the same model gives the same
-        vectors on every engine. Roles that embed alike share it. With `model` left out the
-        server is asked. Of a folder its contents count, of a hub id the id alone. Not seen is
-        what a server keeps to itself: another precision or quantised weights, and a context
-        shorter than the model's, to which `overflow` cuts sooner.
+        overflow policy, engine arguments), and with nothing else. The engine is not part of it,
+        because a model returns the same vectors on every engine. Roles that embed alike
+        share it. A folder counts by its contents, a hub id by the id alone. If `model` was left
+        out, the server is asked.
+
+        Two differences cannot be detected: a server that runs another precision or quantized
+        weights, and one that truncates to a shorter context.
+
+        Args:
+            role: "query" or "document".
+
+        Returns:
+            A name such as ``Qwen3-Embedding-0.6B-1024-…``.
+
+        Raises:
+            ConfigurationError: `role` is neither.
+            EngineError: the server has to be asked and cannot be.
+
+        Example:
+            >>> folder = Path("cache") / embedder.fingerprint("document")
         """
         return fingerprint(
             self.model or self.start().model,
@@ -537,43 +383,6 @@ class Embedder(Closing):
         if role == "query" or (self.task.symmetric and self.document_instruction is None):
             return self.task.instruction
         return self.document_instruction or ""
-
-    def _check(self, texts: Iterable[str], role: Role) -> Texts:
-        return check_texts(texts, self._instruction(role), role == "query", self._policy.keep)
-
-    def _call(
-        self, texts: Iterable[str], role: Role, show_progress: bool, usage: Usage | None
-    ) -> Coroutine[Any, Any, Vectors]:
-        """Check a call's texts now, and return the coroutine that embeds them."""
-        checked = self._check(texts, role)
-        return self._encode(checked, isinstance(texts, str), show_progress, usage)
-
-    async def _encode(
-        self, texts: Texts, one: bool, show_progress: bool, usage: Usage | None
-    ) -> Vectors:
-        known = models.MODELS.get(self.model or "") if self.engine != "server" else None
-        if not texts.prompts and (self.dimensions or known):
-            width = self.dimensions or (known.dimensions if known else 0)
-            return np.empty((0, width), dtype=np.float32)
-        mine = Usage()
-        try:
-            rows = await encode(self._lease.engine, texts, self._policy, show_progress, mine)
-        finally:
-            self._usage.merge(mine)
-            if usage is not None:
-                usage.merge(mine)
-        return rows[0] if one else rows
-
-    def _count(self, texts: Iterable[str], role: Role) -> Coroutine[Any, Any, int | list[int]]:
-        checked = self._check(texts, role)
-
-        async def count() -> int | list[int]:
-            if checked.failures:
-                raise checked.failures[0]
-            counts = [len(ids) for ids in await token_ids(self._lease.engine, checked)]
-            return counts[0] if isinstance(texts, str) else counts
-
-        return count()
 
 
 def _rebuild(cls: type[Embedder], settings: dict[str, Any]) -> Embedder:

@@ -1,246 +1,266 @@
-"""One call from checked texts to vectors: tokenize if needed, embed in chunks, collect the rows.
-
-Everything here runs on the background loop, for synchronous and asynchronous callers alike.
-"""
+"""The methods of an embedder that turn texts into vectors."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Coroutine, Generator, Iterable
+from concurrent.futures import Future
+from typing import Any, overload
 
 import numpy as np
 
-from qwen3_embeddings import event_loop, long_texts
-from qwen3_embeddings.engines.base import Engine, Prompt, Served, Usage, check_lengths
-from qwen3_embeddings.errors import (
-    ConfigurationError,
-    Qwen3EmbeddingsError,
-    ServerError,
-    ServerRefusedError,
-    ServerResponseError,
-    TextError,
-    TextRefusedError,
-    TextsFailedError,
-    TextTooLongError,
-)
-from qwen3_embeddings.prompts import instruct
-from qwen3_embeddings.request import Output, Plan, Texts, positions_of, slices
-from qwen3_embeddings.vectors import Vectors, check_dimensions
+from qwen3_embeddings import config, event_loop, models
+from qwen3_embeddings.config import Role
+from qwen3_embeddings.engines.base import Usage
+from qwen3_embeddings.engines.registry import Lease
+from qwen3_embeddings.inputs import check_list, check_texts, read
+from qwen3_embeddings.pipeline import Policy, encode, token_ids
+from qwen3_embeddings.request import Texts
+from qwen3_embeddings.stream import AsyncStream, Stream, ahead
+from qwen3_embeddings.vectors import Matrix, Vector, Vectors
 
 
-@dataclass(frozen=True)
-class Policy:
-    """The settings of an embedder that steer a call.
+class Encoding:
+    """What `Embedder` inherits; it sets the attributes."""
 
-    Attributes:
-        dimensions: size of the vectors; None for the native size.
-        overflow: what to do with texts over the context (`long_texts.Overflow`).
-        on_error: "stop" at the first text that fails, or "finish" the others first.
-        batch_size: maximum number of texts passed to the engine at once; None for its own choice.
-    """
-
+    model: str | None
+    engine: str
     dimensions: int | None
-    overflow: long_texts.Overflow
-    on_error: str
-    batch_size: int | None
+    _policy: Policy
+    _lease: Lease
+    _usage: Usage
 
-    def keep(self, failures: list[TextError], error: TextError) -> None:
-        """Raise an error about texts, or with ``on_error="finish"`` keep it for the end."""
-        if self.on_error == "stop":
-            raise error
-        failures.append(error)
+    @overload
+    def encode_query(  # type: ignore[overload-overlap]
+        self, texts: str, *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Vector: ...
 
+    @overload
+    def encode_query(
+        self, texts: Iterable[str], *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Matrix: ...
 
-async def encode(
-    engine: Engine, texts: Texts, policy: Policy, show_progress: bool, usage: Usage
-) -> Vectors:
-    """Embed the texts of one call, and add them to `usage`.
+    def encode_query(
+        self, texts: Iterable[str], *, show_progress: bool = False, usage: Usage | None = None
+    ) -> Vectors:
+        """Embed queries, each under the task's instruction.
 
-    Returns:
-        float32 array (n, dimensions) of unit rows.
+        Args:
+            texts: a list of strings, or one string. Tuples, iterators, pandas and polars Series,
+                NumPy and pyarrow string arrays count as lists.
+            show_progress: draw a progress bar.
+            usage: counter to add this call's texts and tokens to; `Embedder.usage` has the total
+                of all calls.
 
-    Raises:
-        Qwen3EmbeddingsError: any error of a call; `computed` holds the vectors that were finished.
-    """
-    try:
-        served = await engine.start()
-    except Qwen3EmbeddingsError as error:  # every call that waits for the start gets this error
-        raise error.carrying(None) from error.__cause__
-    size = served.native
-    if policy.dimensions is not None:
-        size = check_dimensions(policy.dimensions, served.native)
-    if not texts.prompts:
-        return np.empty((0, size), dtype=np.float32)
-    _check_served(texts, served, policy)
-    plan = await _plan(engine, texts, served.context, policy)
-    # Pieces are averaged at full size, so that cutting and averaging commute.
-    output = Output(plan, served.native if plan.split else size, texts.failures)
-    total = len(texts.prompts)
-    try:
-        await _embed(engine, output, texts.urgent, policy, show_progress, usage)
-    except Qwen3EmbeddingsError as error:
-        raise error.carrying(output.texts(size, total)) from error.__cause__
-    computed = output.texts(size, total)
-    if output.failures:
-        one = policy.on_error == "stop"
-        failure = output.failures[0] if one else TextsFailedError.of(output.failures)
-        raise failure.carrying(computed)
-    return computed.vectors
+        Returns:
+            float32 array (n, dimensions) of unit rows, in the order of `texts`; (0, dimensions)
+            for no texts. For one string one vector (dimensions,).
 
+        Raises:
+            TextTypeError: a text is not a string, or `texts` is not a list of texts.
+            TextEncodingError: a text holds a lone surrogate.
+            TextTooLongError: a text is over the context and `overflow` is "error".
+            TextRefusedError: the server refuses a text and accepts others.
+            InvalidVectorError: the engine returned NaN, infinity or zeros for a text.
+            TextsFailedError: instead of these, after all other texts, with on_error="finish".
+            DimensionsError: `dimensions` exceeds the native size of the engine's model.
+            EngineError: the engine or server failed; the subclass says how.
 
-async def token_ids(engine: Engine, texts: Texts) -> list[list[int]]:
-    """Return the token ids of each text of a call, end token included.
+        If some texts were embedded before the error occurred, their vectors are available as
+        `error.computed`.
 
-    Raises:
-        ConfigurationError: the server has no ``/tokenize``.
-    """
-    if not texts.prompts:
-        return []
-    await engine.start()
-    try:
-        return await engine.tokenize(texts.prompts, texts.urgent)
-    except (ServerResponseError, ServerRefusedError) as error:
-        raise ConfigurationError(
-            f"count_tokens needs the server's tokenizer, and this server has no /tokenize "
-            f"({error}). Use a vLLM server, or an Embedder without base_url."
-        ) from error
+        Example:
+            >>> embedder = Embedder("Qwen/Qwen3-Embedding-0.6B")
+            >>> embedder.encode_query(["What is the capital of China?"]).shape
+            (1, 1024)
+            >>> embedder.encode_query("What is the capital of China?").shape
+            (1024,)
+        """
+        return event_loop.run(self._call(texts, "query", show_progress, usage))
 
+    @overload
+    def encode_document(  # type: ignore[overload-overlap]
+        self, texts: str, *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Vector: ...
 
-def _check_served(texts: Texts, served: Served, policy: Policy) -> None:
-    """Refuse what this engine would answer with the vectors of other texts."""
-    if served.context is None and policy.overflow != "error":
-        raise ConfigurationError(
-            f"overflow={policy.overflow!r} needs the context, and this server does not tell its "
-            "own. Use overflow='error' and split the texts, or a vLLM or llama.cpp server."
-        )
-    altered = [i for i, prompt in enumerate(texts.prompts) if prompt != prompt.strip()]
-    if served.strips and altered:
-        said = (
-            "the server takes outer white space off, and would answer with the vector of "
-            "another text. Strip the text yourself, or use a server that reads it as it is."
-        )
-        policy.keep(texts.failures, TextError(said, altered))
+    @overload
+    def encode_document(
+        self, texts: Iterable[str], *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Matrix: ...
 
+    def encode_document(
+        self, texts: Iterable[str], *, show_progress: bool = False, usage: Usage | None = None
+    ) -> Vectors:
+        """Embed documents: without instruction, or in a symmetric task under its instruction.
 
-async def _plan(engine: Engine, texts: Texts, context: int | None, policy: Policy) -> Plan:
-    """Apply the overflow policy and return what to embed of each text.
+        Arguments, result and errors are those of `encode_query`.
 
-    Only texts that could be over the context are tokenized ahead of the engine.
-    """
-    prompts: list[Prompt] = list(texts.prompts)
-    suspects = [i for i, n in enumerate(texts.lengths) if context and n > context]
-    encodings: dict[int, list[int]] = {}
-    if context and suspects:
-        ids = await _tokenize(engine, texts, suspects, policy)
-        encodings = {i: tokens for i, tokens in ids.items() if len(tokens) > context}
-    if context and encodings:
-        if policy.overflow == "mean":
-            return await _split(engine, texts, encodings, context)
-        if policy.overflow == "truncate":
-            for i, tokens in encodings.items():
-                prompts[i] = long_texts.cut(tokens, context)
-        else:
-            try:
-                check_lengths([encodings.get(i, []) for i in range(len(prompts))], context)
-            except TextTooLongError as error:
-                policy.keep(texts.failures, error)
-    failed = positions_of(texts.failures)
-    owners = [i for i in range(len(prompts)) if i not in failed]
-    return Plan([prompts[i] for i in owners], owners, [1.0] * len(owners))
+        Example:
+            >>> embedder = Embedder("Qwen/Qwen3-Embedding-0.6B")
+            >>> embedder.encode_document(["Beijing is the capital.", "Bread is baked."]).shape
+            (2, 1024)
+        """
+        return event_loop.run(self._call(texts, "document", show_progress, usage))
 
+    @overload
+    async def aencode_query(  # type: ignore[overload-overlap]
+        self, texts: str, *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Vector: ...
 
-async def _split(
-    engine: Engine, texts: Texts, encodings: dict[int, list[int]], context: int
-) -> Plan:
-    """Return the plan of ``overflow="mean"``: pieces of the over-long texts, each instructed."""
-    template = (await engine.tokenize([instruct(texts.instruction, "")], texts.urgent))[0][:-1]
-    plan = Plan([], [], [], split=True)
-    failed = positions_of(texts.failures)
-    for i, prompt in enumerate(texts.prompts):
-        if i in failed:
-            continue
-        pieces: list[Prompt] = [prompt]
-        head = 0
-        if i in encodings:
-            head = long_texts.shared_head(encodings[i], template)
-            pieces = list(long_texts.split(encodings[i], context, head))
-        plan.prompts.extend(pieces)
-        plan.owners.extend([i] * len(pieces))
-        plan.weights.extend(float(max(len(piece) - head - 1, 1)) for piece in pieces)
-    return plan
+    @overload
+    async def aencode_query(
+        self, texts: Iterable[str], *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Matrix: ...
 
+    async def aencode_query(
+        self, texts: Iterable[str], *, show_progress: bool = False, usage: Usage | None = None
+    ) -> Vectors:
+        """Embed queries like `encode_query`; cancelling it drops its texts from the engine."""
+        return await event_loop.wait(self._call(texts, "query", show_progress, usage))
 
-async def _tokenize(
-    engine: Engine, texts: Texts, positions: list[int], policy: Policy
-) -> dict[int, list[int]]:
-    """Return token ids of some of the texts by position, without those that have none."""
-    try:
-        prompts = [texts.prompts[i] for i in positions]
-        ids = await engine.tokenize(prompts, texts.urgent)
-        return dict(zip(positions, ids, strict=True))
-    except (ServerError, TextRefusedError) as error:
-        if policy.overflow == "error":
-            return {}  # the server itself refuses what is too long
-        if isinstance(error, TextRefusedError):
-            refused = {positions[i] for i in error.positions}
-            policy.keep(texts.failures, error.at(refused))
-            others = [i for i in positions if i not in refused]
-            return await _tokenize(engine, texts, others, policy) if others else {}
-        if not isinstance(error, (ServerResponseError, ServerRefusedError)):
-            raise
-        raise ConfigurationError(
-            f"overflow={policy.overflow!r} needs the server's tokenizer, and this server has no "
-            f"/tokenize ({error}). Use overflow='error' and split the texts, or a vLLM server."
-        ) from error
+    @overload
+    async def aencode_document(  # type: ignore[overload-overlap]
+        self, texts: str, *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Vector: ...
 
+    @overload
+    async def aencode_document(
+        self, texts: Iterable[str], *, show_progress: bool = ..., usage: Usage | None = ...
+    ) -> Matrix: ...
 
-async def _embed(
-    engine: Engine,
-    output: Output,
-    urgent: bool,
-    policy: Policy,
-    show_progress: bool,
-    usage: Usage,
-) -> None:
-    """Fill `output`, chunk by chunk, several chunks in flight."""
-    prompts = output.plan.prompts
-    free = asyncio.Semaphore(engine.chunks_in_flight)
+    async def aencode_document(
+        self, texts: Iterable[str], *, show_progress: bool = False, usage: Usage | None = None
+    ) -> Vectors:
+        """Embed documents like `encode_document`; cancelling it drops its texts from the engine."""
+        return await event_loop.wait(self._call(texts, "document", show_progress, usage))
 
-    async def embed_chunk(chunk: slice) -> None:
-        rows = output.left(range(chunk.start, chunk.stop))
-        while rows:  # again while some have neither a vector nor an error
-            try:
-                async with free:
-                    mine = [prompts[i] for i in rows]
-                    answer = await engine.embed(mine, output.width, urgent, usage)
-                output.put(rows, answer)
-            except Qwen3EmbeddingsError as error:
-                output.fail(rows, error)
-            if output.failures and policy.on_error == "stop":
-                raise output.failures[0]
-            left = output.left(rows)
-            advance(len(rows) - len(left))
-            rows = left
+    def stream(self, texts: Iterable[str], *, role: Role = "document", size: int = 2048) -> Stream:
+        """Embed any number of texts, in order and in bounded memory.
 
-    chunks = list(slices(prompts, policy.batch_size, engine))
-    with _progress(len(prompts), show_progress) as advance:
-        if len(chunks) == 1:  # most calls: a task of its own would cost as much as the rest
-            return await embed_chunk(chunks[0])
-        await event_loop.gather(map(embed_chunk, chunks))
+        Args:
+            texts: any iterable of strings. It is read as vectors are consumed, never far ahead.
+            role: "document" or "query".
+            size: number of texts per batch.
 
+        Returns:
+            An iterator of float32 arrays (size, dimensions) of unit rows; the last may have fewer.
+            If a batch fails, `next()` raises its error and the iterator stays usable. Positions
+            count within that batch, and a note names its first text.
 
-@contextlib.contextmanager
-def _progress(total: int, shown: bool) -> Iterator[Callable[[int], object]]:
-    """Yield a function to call with a number of finished texts.
+        Raises:
+            TextTypeError: `texts` is not a list of texts.
+            ConfigurationError: `role` or `size` has a value that cannot work.
 
-    Without a bar nothing is created: a hidden tqdm costs 0.1 ms.
-    """
-    if not shown:
-        yield lambda _: None
-        return
-    from tqdm.auto import tqdm
+        Example:
+            >>> for vectors in embedder.stream(open("corpus.txt")):
+            ...     index.add(vectors)
+        """
+        return Stream(self._ahead(texts, role, size))
 
-    with tqdm(total=total, desc="Embedding", unit="text") as bar:
-        yield bar.update
+    def astream(
+        self, texts: Iterable[str], *, role: Role = "document", size: int = 2048
+    ) -> AsyncStream:
+        """Embed like `stream`. `texts` is read on your event loop, so reading should not block."""
+        return AsyncStream(self._ahead(texts, role, size))
+
+    def _ahead(
+        self, texts: Iterable[str], role: Role, size: int
+    ) -> Generator[tuple[int, Future[Vectors]]]:
+        check_list(texts)
+        config.check_count("size", size)
+        self._instruction(role)  # a wrong role is reported before anything is read
+
+        async def start(batch: list[str]) -> Vectors:
+            return await self._call(batch, role, show_progress=False, usage=None)
+
+        return ahead(read(texts), size, lambda batch: event_loop.submit(start(batch)))
+
+    @overload
+    def count_tokens(  # type: ignore[overload-overlap]
+        self, texts: str, *, role: Role = ...
+    ) -> int: ...
+
+    @overload
+    def count_tokens(self, texts: Iterable[str], *, role: Role = ...) -> list[int]: ...
+
+    def count_tokens(self, texts: Iterable[str], *, role: Role = "document") -> int | list[int]:
+        """Count the tokens that the model reads for each text.
+
+        The model's own tokenizer counts. The instruction of the role and the end token are
+        included, because both are part of the input and count towards the context. A text over
+        the context is counted whole.
+
+        Args:
+            texts: a list of strings, or one string.
+            role: "document" or "query"; it decides which instruction is included.
+
+        Returns:
+            One number per text; for one string the number itself.
+
+        Raises:
+            TextTypeError: a text is not a string, or `texts` is not a list of texts.
+            TextEncodingError: a text holds a lone surrogate.
+            ConfigurationError: the server has no ``/tokenize``.
+            EngineError: the engine or server failed.
+
+        Example:
+            >>> embedder.count_tokens("Hello")
+            2
+            >>> embedder.count_tokens(["Hello", ""])
+            [2, 1]
+        """
+        return event_loop.run(self._count(texts, role))
+
+    @overload
+    async def acount_tokens(  # type: ignore[overload-overlap]
+        self, texts: str, *, role: Role = ...
+    ) -> int: ...
+
+    @overload
+    async def acount_tokens(self, texts: Iterable[str], *, role: Role = ...) -> list[int]: ...
+
+    async def acount_tokens(
+        self, texts: Iterable[str], *, role: Role = "document"
+    ) -> int | list[int]:
+        """Count tokens like `count_tokens`."""
+        return await event_loop.wait(self._count(texts, role))
+
+    def _instruction(self, role: Role) -> str:
+        """Return the instruction of a role."""
+        raise NotImplementedError
+
+    def _checked(self, texts: Iterable[str], role: Role) -> Texts:
+        return check_texts(texts, self._instruction(role), role == "query", self._policy.keep)
+
+    def _call(
+        self, texts: Iterable[str], role: Role, show_progress: bool, usage: Usage | None
+    ) -> Coroutine[Any, Any, Vectors]:
+        """Check a call's texts now, and return the coroutine that embeds them."""
+        checked = self._checked(texts, role)
+        return self._encode(checked, isinstance(texts, str), show_progress, usage)
+
+    async def _encode(
+        self, texts: Texts, one: bool, show_progress: bool, usage: Usage | None
+    ) -> Vectors:
+        known = models.MODELS.get(self.model or "") if self.engine != "server" else None
+        if not texts.prompts and (self.dimensions or known):
+            width = self.dimensions or (known.dimensions if known else 0)
+            return np.empty((0, width), dtype=np.float32)
+        mine = Usage()
+        try:
+            rows = await encode(self._lease.engine, texts, self._policy, show_progress, mine)
+        finally:
+            self._usage.merge(mine)
+            if usage is not None:
+                usage.merge(mine)
+        return rows[0] if one else rows
+
+    def _count(self, texts: Iterable[str], role: Role) -> Coroutine[Any, Any, int | list[int]]:
+        checked = self._checked(texts, role)
+
+        async def count() -> int | list[int]:
+            if checked.failures:
+                raise checked.failures[0]
+            counts = [len(ids) for ids in await token_ids(self._lease.engine, checked)]
+            return counts[0] if isinstance(texts, str) else counts
+
+        return count()

@@ -1,8 +1,8 @@
-"""What can go wrong, one class for each way out.
+"""Exceptions, one class for each kind of fix.
 
-Everything this package raises on purpose derives from `Qwen3EmbeddingsError`; where a built-in says
-the same (`TypeError`, `ValueError`, `ConnectionError` …), the class derives from that too, so code
-that catches it keeps working. Every message ends with what to do.
+All exceptions inherit from `Qwen3EmbeddingsError`, and most also from the matching built-in
+(`TypeError`, `ValueError`, `ConnectionError` …), so that code that catches it keeps working. Every
+message ends with a suggested fix.
 """
 
 from __future__ import annotations
@@ -18,12 +18,19 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """What a call had computed when it failed.
+    """The vectors that a call had computed when it failed.
 
     Attributes:
-        positions: (k,) indices into the list the caller passed, rising.
-        vectors: float32 (k, dimensions), the unit vectors of these texts.
+        positions: indices (k,) into the list that the caller passed, rising.
+        vectors: float32 array (k, dimensions), the unit vectors of these texts.
         total: number of texts in the call.
+
+    Example:
+        >>> try:
+        ...     vectors = embedder.encode_document(texts)
+        ... except Qwen3EmbeddingsError as error:
+        ...     if error.computed:
+        ...         store.add(error.computed.positions, error.computed.vectors)
     """
 
     positions: NDArray[np.intp]
@@ -34,7 +41,7 @@ class Computed:
     def of(
         cls, pieces: Iterable[tuple[Sequence[int], NDArray[np.float32]]], total: int
     ) -> Computed | None:
-        """What pieces hold together, each rows and their positions; None when there are none."""
+        """Return what pieces of positions and rows hold together; None if there are none."""
         held = list(pieces)
         if not held:
             return None
@@ -44,7 +51,7 @@ class Computed:
 
     @property
     def missing(self) -> list[int]:
-        """Positions of the texts without a vector, rising: what is left to embed."""
+        """Positions of the texts without a vector, rising: those left to embed."""
         there = np.zeros(self.total, dtype=bool)
         there[self.positions] = True
         rest: list[int] = np.flatnonzero(~there).tolist()
@@ -52,17 +59,17 @@ class Computed:
 
 
 class Qwen3EmbeddingsError(Exception):
-    """Base of every error this package raises on purpose.
+    """Base class of all exceptions of this package.
 
     Attributes:
-        computed: what the call had computed before it failed, None when nothing. It is pickled
-            with the error, so that a worker process loses nothing either.
+        computed: what the call had computed before it failed; None for nothing. It is pickled with
+            the error, so that the vectors of a worker process are not lost.
     """
 
     computed: Computed | None = None
 
     def carrying(self, computed: Computed | None) -> Self:
-        """A copy with what one call had computed: calls that share an engine share its errors."""
+        """Return a copy with what one call computed: calls that share an engine share errors."""
         twin = copy.copy(self)
         twin.computed = computed if computed is not None and len(computed.positions) else None
         return twin.with_traceback(self.__traceback__)
@@ -78,30 +85,30 @@ class Qwen3EmbeddingsError(Exception):
 
 
 class ConfigurationError(Qwen3EmbeddingsError, ValueError):
-    """A constructor or setting has a value that cannot work."""
+    """An argument or setting has a value that cannot work."""
 
 
 class MissingDependencyError(Qwen3EmbeddingsError, ImportError):
-    """An optional dependency is not installed; the message holds the ``pip install`` line."""
+    """An optional dependency is not installed. The message has the ``pip install`` command."""
 
 
 class UnknownModelError(Qwen3EmbeddingsError, ValueError):
-    """`model` names no known, local or reachable checkpoint, or one of another shape."""
+    """`model` is no known, local or reachable checkpoint, or has another architecture."""
 
 
 class UnknownTaskError(Qwen3EmbeddingsError, ValueError):
-    """`task` is not the name of a preset."""
+    """`task` is not the name of a preset in `TASKS`."""
 
 
 class DimensionsError(Qwen3EmbeddingsError, ValueError):
-    """The embedding size is outside what the model was trained for."""
+    """The number of dimensions is outside the range that the model was trained for."""
 
 
 class TextError(Qwen3EmbeddingsError):
     """Some texts of a call cannot be embedded.
 
     Attributes:
-        positions: indices into the list the caller passed, in rising order.
+        positions: indices into the list that the caller passed, in rising order.
     """
 
     def __init__(self, message: str, positions: Iterable[int] = ()) -> None:
@@ -110,9 +117,9 @@ class TextError(Qwen3EmbeddingsError):
         super().__init__(message, self.positions)
 
     def at(self, positions: Iterable[int]) -> Self:
-        """The same error about other positions, where a caller counts differently.
+        """Return the same error about other positions, for a caller that counts differently.
 
-        It carries nothing: `computed` counted as the old positions did.
+        It has no `computed`, which counted like the old positions.
         """
         return type(self)(self.message, sorted(set(positions)))
 
@@ -142,21 +149,21 @@ class TextRefusedError(TextError, ValueError):
 
 
 class InvalidVectorError(TextError, ValueError):
-    """An engine returned NaN, infinity or a zero row; it is never passed on."""
+    """An engine returned NaN, infinity or zeros for a text. Such a vector is never returned."""
 
 
 class TextsFailedError(TextError, ValueError):
-    """Some texts cannot be embedded; ``on_error="finish"`` has embedded all others.
+    """Some texts cannot be embedded. With ``on_error="finish"`` all others were embedded first.
 
     Attributes:
-        errors: what is wrong with them, one error for each kind, with its positions.
+        errors: one error for each kind of failure, with its positions.
     """
 
     errors: tuple[TextError, ...] = ()
 
     @classmethod
     def of(cls, failures: Iterable[TextError]) -> Self:
-        """One error for all failures of a call."""
+        """Return one error for all failures of a call."""
         kinds: dict[type[TextError], TextError] = {}
         for failure in failures:
             known = kinds.get(type(failure), failure)
@@ -169,7 +176,7 @@ class TextsFailedError(TextError, ValueError):
 
 
 class EngineError(Qwen3EmbeddingsError):
-    """The engine could not do its work."""
+    """The engine or server failed."""
 
 
 class EngineStartError(EngineError, RuntimeError):
@@ -177,7 +184,7 @@ class EngineStartError(EngineError, RuntimeError):
 
 
 class EngineDeadError(EngineError, RuntimeError):
-    """The engine in this process died during the call; the next call starts a new one."""
+    """The engine in this process died during the call. The next call starts a new one."""
 
 
 class EngineClosedError(EngineError, RuntimeError):
@@ -188,7 +195,7 @@ class ServerError(EngineError):
     """The server could not be used.
 
     Attributes:
-        status: the HTTP status, or None when there was no answer.
+        status: HTTP status, or None if there was no response.
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:
@@ -226,8 +233,8 @@ class ServerRefusedError(ServerError, ValueError):
 
 
 class ServerBusyError(ServerError):
-    """The server stayed overloaded or broken (408, 429, or 5xx but 501) through every retry."""
+    """The server stayed overloaded or failing (408, 429, or 5xx except 501) through all retries."""
 
 
 class ServerResponseError(ServerError, ValueError):
-    """The server's answer is not an embeddings response, or not one of the right shape."""
+    """The server's response is not an embeddings response, or has the wrong shape."""

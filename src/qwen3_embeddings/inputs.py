@@ -26,7 +26,7 @@ LlamaIndex, scalars of pyarrow."""
 
 
 def check_list(texts: object) -> None:
-    """Refuse what is not plainly a list of texts.
+    """Raise if `texts` is not plainly a list of texts.
 
     Lists, tuples, iterators, pandas Series, polars Series, one-dimensional NumPy arrays and
     pyarrow arrays pass. What iterates over something else than its texts does not: the letters of
@@ -101,7 +101,7 @@ def _advice_about_text(item: Any) -> str:
 
 
 def _text_attribute(item: object) -> str | None:
-    """Return how a framework's object gives its text: a LangChain document, a LlamaIndex node."""
+    """Return the attribute with an object's text: of a LangChain document, a LlamaIndex node."""
     if isinstance(item, type):
         return None
     return next((text for name, text in TEXT_ATTRIBUTES.items() if hasattr(item, name)), None)

@@ -1,7 +1,7 @@
-"""What to do with a text longer than the model's context.
+"""Policies for texts longer than the model's context.
 
-Works on token ids that end in the end token. That token is what the embedding is read from and
-the instruction stands at the front, so both survive every policy.
+They work on token ids that end with the end token. The embedding is the hidden state of that
+token, and the instruction is at the front, so every policy keeps both.
 """
 
 from __future__ import annotations
@@ -15,12 +15,20 @@ from qwen3_embeddings.errors import ConfigurationError
 from qwen3_embeddings.vectors import Vectors, normalize
 
 Overflow = Literal["error", "truncate", "mean"]
-"""``error`` refuses; ``truncate`` cuts the end of the text; ``mean`` embeds pieces of the text
-and averages them, weighted by their tokens."""
+"""``error`` raises; ``truncate`` drops the end of the text; ``mean`` embeds pieces of the text and
+averages them, weighted by their tokens."""
+
+TRUNCATE_VERSION = 1
+"""Version of `cut`, which fingerprints with ``overflow="truncate"`` hash. Raise it when other
+tokens of an over-long text are kept, so that no cache serves older vectors."""
+
+MEAN_VERSION = 1
+"""Version of `split` and `merge`, which fingerprints with ``overflow="mean"`` hash. Raise it when
+the pieces of a text or their weights change, so that no cache serves older vectors."""
 
 
 def check_overflow(overflow: str) -> Overflow:
-    """`overflow`, when it is a policy.
+    """Return `overflow` if it is a policy.
 
     Raises:
         ConfigurationError: it is not.
@@ -33,29 +41,29 @@ def check_overflow(overflow: str) -> Overflow:
 
 
 def cut(ids: list[int], limit: int) -> list[int]:
-    """The first `limit` - 1 tokens and the end token."""
+    """Return the first `limit` - 1 tokens and the end token."""
     return [*ids[: limit - 1], ids[-1]]
 
 
 def split(ids: list[int], limit: int, head: int) -> list[list[int]]:
-    """Pieces of at most `limit` tokens, each with the first `head` tokens and the end token.
+    """Return pieces of at most `limit` tokens, each with the first `head` tokens and the end token.
 
     Raises:
-        ConfigurationError: head and end token leave no room for text.
+        ConfigurationError: head and end token leave no space for text.
     """
-    room = limit - head - 1
-    if room < 1:
+    size = limit - head - 1
+    if size < 1:
         raise ConfigurationError(
-            f"the instruction takes {head} of {limit} tokens and leaves no room for text. "
+            f"the instruction has {head} of {limit} tokens, which leaves no space for text. "
             "Shorten query_instruction, or raise max_model_len."
         )
     body = ids[head:-1]
-    starts = range(0, len(body), room)
-    return [[*ids[:head], *body[start : start + room], ids[-1]] for start in starts]
+    starts = range(0, len(body), size)
+    return [[*ids[:head], *body[start : start + size], ids[-1]] for start in starts]
 
 
 def shared_head(ids: list[int], template: list[int]) -> int:
-    """How many leading tokens two encodings share: the instruction's part of `ids`."""
+    """Return how many leading tokens two encodings share: the instruction's part of `ids`."""
     for position, (one, other) in enumerate(zip(ids, template, strict=False)):
         if one != other:
             return position
@@ -63,7 +71,7 @@ def shared_head(ids: list[int], template: list[int]) -> int:
 
 
 def merge(vectors: Vectors, owners: ArrayLike, weights: ArrayLike) -> Vectors:
-    """One row an owner: the weighted mean of its unit vectors, renormalised.
+    """Return one row per owner: the weighted mean of its unit vectors, normalized again.
 
     Args:
         vectors: float32 (pieces, d), unit rows, pieces of one text together.
@@ -71,7 +79,7 @@ def merge(vectors: Vectors, owners: ArrayLike, weights: ArrayLike) -> Vectors:
         weights: for each piece its number of text tokens.
 
     Raises:
-        InvalidVectorError: a mean is zero; its position counts the owners.
+        InvalidVectorError: a mean is zero; its position counts owners.
     """
     if not len(vectors):
         return vectors

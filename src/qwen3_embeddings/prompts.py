@@ -1,4 +1,4 @@
-"""The instruction a text carries: the exact template and the published task presets.
+"""Instructions: the exact prompt template and the published task presets.
 
 The template and the wordings come from the QwenLM/Qwen3-Embedding repository (README.md and
 evaluation/task_prompts.json) and the model cards. Write instructions in English, whatever the
@@ -13,16 +13,24 @@ from types import MappingProxyType
 
 from qwen3_embeddings.errors import UnknownTaskError
 
+TEMPLATE_VERSION = 1
+"""Version of `instruct`, which fingerprints of instructed roles hash. Raise it when `instruct`
+returns another prompt for some instruction and text, so that no cache serves older vectors."""
+
 
 @dataclass(frozen=True)
 class Task:
-    """What the vectors are for, in one English sentence.
+    """A task: what the vectors are for, in one English sentence.
 
     Attributes:
         name: short name, shown in reprs.
-        instruction: the sentence the model reads before a text; empty for none.
-        symmetric: True when both sides carry the instruction (similarity, clustering,
-            classification, bitext mining); False when only queries do (retrieval).
+        instruction: the sentence that the model reads before a text; empty for none.
+        symmetric: True if both sides carry the instruction (similarity, clustering,
+            classification, bitext mining); False if only queries do (retrieval).
+
+    Example:
+        >>> recipes = Task("recipes", "Given a dish, retrieve recipes for it")
+        >>> embedder = Embedder("Qwen/Qwen3-Embedding-0.6B", task=recipes)
     """
 
     name: str
@@ -31,12 +39,12 @@ class Task:
 
 
 def instruct(instruction: str, text: str) -> str:
-    """`text` under `instruction`, in the form the models were trained on.
+    """Return `text` under `instruction`, in the form the models were trained on.
 
-    There is no space after ``Query:``; one would change the tokens and the vector. An empty
-    instruction leaves the text bare.
+    There is no space after ``Query:``, because one would change the tokens and the vector. With an
+    empty instruction the text is returned as it is.
     """
-    # Not formatted: a str of another class, such as an Enum's, would write its name.
+    # Concatenated, because an f-string would format a member of a str Enum as its name.
     return "Instruct: " + instruction + "\nQuery:" + text if instruction else text
 
 
@@ -69,14 +77,14 @@ TASKS: Mapping[str, Task] = MappingProxyType(
     {name: Task(name, text) for name, text in _RETRIEVAL.items()}
     | {name: Task(name, text, symmetric=True) for name, text in _SYMMETRIC.items()}
 )
-"""The presets by name, in their published wording (spelling included)."""
+"""The presets by name, in their published wording, including its spelling."""
 
 
 def find_task(task: str | Task) -> Task:
-    """The preset called `task`, or `task` itself when it is one already.
+    """Return the preset with this name, or `task` itself if it is a `Task`.
 
     Raises:
-        UnknownTaskError: no preset has that name.
+        UnknownTaskError: there is no preset with this name.
     """
     if isinstance(task, Task):
         return task

@@ -1,4 +1,4 @@
-"""What is not shown: the key, and the texts."""
+"""Redaction: keys, secret headers and texts never appear in messages, dumps or pickles."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Any, Protocol, Self
 from qwen3_embeddings.errors import ConfigurationError
 
 RUN = 20
-"""Characters in a row that quote a text; fewer may be chance, unless they are all of it."""
+"""Consecutive characters that count as a quote of a text. Fewer may be chance, except where they
+are the whole text."""
 
 
 class SupportsSecret(Protocol):
-    """What pydantic's SecretStr and its like offer."""
+    """What pydantic's SecretStr and similar classes offer."""
 
     def get_secret_value(self) -> str:
-        """The key itself."""
+        """Return the secret."""
 
 
 class Secret:
-    """A key: its value comes out of `get_secret_value` only, as with pydantic's SecretStr."""
+    """A secret whose value only `get_secret_value` returns, as with pydantic's SecretStr."""
 
     __slots__ = ("_value",)
 
@@ -30,7 +31,7 @@ class Secret:
 
     @classmethod
     def of(cls, value: Any) -> Self | None:
-        """A secret from a string or another library's secret; None from nothing."""
+        """Return a secret for a string or another library's secret; None for nothing."""
         if hasattr(value, "get_secret_value"):
             value = value.get_secret_value()
         if value is not None and not isinstance(value, str):
@@ -38,7 +39,7 @@ class Secret:
         return cls(value) if value else None
 
     def get_secret_value(self) -> str:
-        """The key itself."""
+        """Return the secret."""
         return self._value
 
     def __eq__(self, other: object) -> bool:
@@ -58,9 +59,14 @@ _TELLING = re.compile("auth|cookie|key|token|secret|passw|credential|signature",
 
 
 def hide(headers: Mapping[str, Any], kind: Callable[[str], Any] = Secret) -> dict[str, Any]:
-    """HTTP headers with the secret values as `kind`: secrets already, or told by their name.
+    """Return HTTP headers with secret values wrapped in `kind`.
 
-    A value that is neither secret nor string stays, to be refused where headers are checked.
+    A value is secret if it is a secret object, or if the header's name says so. A value that is
+    neither secret nor `str` is kept, and refused where headers are checked.
+
+    Args:
+        headers: values by name.
+        kind: class that holds a secret.
     """
     hidden = dict(headers)
     for name, value in headers.items():
@@ -72,15 +78,15 @@ def hide(headers: Mapping[str, Any], kind: Callable[[str], Any] = Secret) -> dic
 
 
 def shown(headers: Mapping[str, Any]) -> dict[str, str]:
-    """HTTP headers without the secret ones: what pickles and dumps may hold."""
+    """Return HTTP headers without the secret ones, for pickles and dumps."""
     hidden = hide(headers)
     return {name: value for name, value in hidden.items() if not isinstance(value, Secret)}
 
 
 def hide_texts(said: str, texts: Iterable[str]) -> str:
-    """`said` with "…" for every piece of a text it quotes, plainly or as JSON or Python escape it.
+    """Return `said` with "…" for every quoted piece of a text, plain or escaped as JSON or Python.
 
-    A piece has `RUN` characters or more, or is a whole text of at least 8.
+    A piece has at least `RUN` characters, or is a whole text of at least 8.
     """
     for text in texts:
         escaped = {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
@@ -107,6 +113,6 @@ def _hide_text(said: str, text: str) -> str:
 
 
 def _shared(one: str, other: str) -> int:
-    """How many characters two strings begin with alike."""
+    """Return how many leading characters two strings share."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -1,4 +1,4 @@
-"""One call's way: its texts, what to embed of them, and the vectors as far as they are there."""
+"""State of one call: validated texts, the prompts to embed, and partial results."""
 
 from __future__ import annotations
 
@@ -22,9 +22,15 @@ from qwen3_embeddings.vectors import Vectors, normalize, truncate
 
 @dataclass(frozen=True)
 class Texts:
-    """Checked input: what the engine reads of each text, and the most tokens it can have.
+    """Validated input of a call.
 
-    Texts that `failures` name are not embedded; ``on_error="finish"`` keeps them for the end.
+    Attributes:
+        prompts: what the engine reads of each text.
+        lengths: upper bound of the tokens of each prompt.
+        instruction: instruction of the role; empty for none.
+        urgent: whether the texts are queries.
+        failures: errors about texts that ``on_error="finish"`` reports at the end. These texts are
+            not embedded.
     """
 
     prompts: list[str]
@@ -36,7 +42,14 @@ class Texts:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to embed: one prompt a text, or under ``overflow="mean"`` pieces of some texts."""
+    """What to embed: one prompt per text, or under ``overflow="mean"`` pieces of some texts.
+
+    Attributes:
+        prompts: texts or token ids to embed.
+        owners: for each prompt the position of its text.
+        weights: for each prompt its weight in the mean of its text.
+        split: whether some texts have several prompts.
+    """
 
     prompts: list[Prompt]
     owners: list[int]
@@ -46,7 +59,16 @@ class Plan:
 
 @dataclass
 class Output:
-    """The vectors of a plan's prompts, as far as they are there, and the texts that failed."""
+    """The vectors of a plan's prompts as far as they are computed, and the texts that failed.
+
+    Attributes:
+        plan: what to embed.
+        width: dimensions of the vectors that the engine returns.
+        failures: errors about texts so far.
+        vectors: float32 (prompts, width); rows are valid where `done`.
+        done: for each prompt whether its row is computed.
+        failed: positions of the texts that failed.
+    """
 
     plan: Plan
     width: int
@@ -62,11 +84,11 @@ class Output:
         self.failed = positions_of(self.failures)
 
     def left(self, rows: Iterable[int]) -> list[int]:
-        """Of these prompts those without a vector, whose texts have not failed."""
+        """Return which of these prompts have no vector although their text has not failed."""
         return [i for i in rows if not self.done[i] and self.plan.owners[i] not in self.failed]
 
     def put(self, rows: Sequence[int], vectors: Vectors) -> None:
-        """Take an engine's answer to the prompts `rows`."""
+        """Store an engine's vectors for the prompts `rows`."""
         if vectors.shape != (len(rows), self.width):
             raise ServerResponseError(
                 f"the engine answered shape {vectors.shape} for {(len(rows), self.width)}. Check "
@@ -81,7 +103,7 @@ class Output:
             self.fail(rows, error)
 
     def fail(self, rows: Sequence[int], error: Qwen3EmbeddingsError) -> None:
-        """Take what an error about the prompts `rows` carries, and the texts it names."""
+        """Store what an error about the prompts `rows` carries, and which texts it names."""
         if error.computed is not None:
             self.put([rows[i] for i in error.computed.positions], error.computed.vectors)
         if not isinstance(error, TextError) or not error.positions:
@@ -90,7 +112,7 @@ class Output:
         self.failed.update(self.failures[-1].positions)
 
     def texts(self, size: int, total: int) -> Computed:
-        """The texts all of whose prompts are done. Call it once: it moves rows."""
+        """Return the texts whose prompts are all done. Call it once: it moves rows."""
         owners = np.asarray(self.plan.owners, dtype=np.intp)
         whole = np.arange(len(owners))
         if not self.done.all():
@@ -111,12 +133,12 @@ class Output:
 
 
 def slices(prompts: list[Prompt], batch_size: int | None, engine: Engine) -> Iterator[slice]:
-    """Consecutive slices within the engine's limits of texts and of estimated tokens."""
+    """Yield consecutive slices within the engine's limits of texts and of estimated tokens."""
     most = batch_size or engine.chunk_texts
     start = 0
     tokens = 0
     for i, prompt in enumerate(prompts):
-        # About three characters a token in English and code; ids are counted.
+        # About three characters per token in English and code; token ids are counted.
         cost = len(prompt) // 3 + 1 if isinstance(prompt, str) else len(prompt)
         if i > start and (i - start == most or tokens + cost > engine.chunk_tokens):
             yield slice(start, i)
@@ -127,12 +149,12 @@ def slices(prompts: list[Prompt], batch_size: int | None, engine: Engine) -> Ite
 
 
 def positions_of(failures: Iterable[TextError]) -> set[int]:
-    """All positions the errors name."""
+    """Return all positions that the errors name."""
     return {position for failure in failures for position in failure.positions}
 
 
 def _moved_up(vectors: Vectors, rows: NDArray[np.intp]) -> Vectors:
-    """The rows of `vectors` at rising `rows`, moved to its beginning: a corpus is not copied."""
+    """Move the rows of `vectors` at rising `rows` to its beginning, without a copy of it."""
     if len(rows) < len(vectors):
         for start in range(0, len(rows), 4096):
             taken = rows[start : start + 4096]

@@ -1,4 +1,4 @@
-"""More texts than memory holds: batches are started a few ahead and answered in order."""
+"""Streams of batches: a few are embedded ahead, and results come in order."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from qwen3_embeddings.errors import EngineClosedError, Qwen3EmbeddingsError
 from qwen3_embeddings.vectors import Vectors
 
 BATCHES_AHEAD = 3
-"""Batches under way or waiting to be taken: enough that the engine always has a full step."""
+"""Batches in flight or waiting to be consumed: enough that the engine always has a full step."""
 
 
 def ahead(
     texts: Iterable[str], size: int, start: Callable[[list[str]], Future[Vectors]]
 ) -> Generator[tuple[int, Future[Vectors]]]:
-    """The place of each batch's first text, and its vectors to come; `texts` is read as needed.
+    """Yield the position of each batch's first text, and the future of its vectors.
 
-    Closing it cancels what is under way. An error of the source is raised behind the batches that
-    were read before it.
+    `texts` is read as needed. Closing the generator cancels the batches in flight. If the source
+    raises, the batches read before it are yielded first.
     """
     waiting: deque[tuple[int, Future[Vectors]]] = deque()
     batches = _batches(texts, size)
@@ -46,7 +46,7 @@ def ahead(
 
 
 def _batches(texts: Iterable[str], size: int) -> Iterator[list[str] | Exception | None]:
-    """Lists of `size` texts and a shorter last one, then the source's error, or None."""
+    """Yield lists of `size` texts and a shorter last one, then the source's error or None."""
     source = iter(texts)
     batch: list[str] = []
     failure: Exception | None = None
@@ -65,12 +65,19 @@ def _batches(texts: Iterable[str], size: int) -> Iterator[list[str] | Exception 
 
 
 class Stream(Iterator[Vectors]):
-    """Batches of vectors, in order. An error takes its batch's place; the next one comes after it.
+    """Batches of vectors, in order; `Embedder.stream` returns one.
 
-    Threads may share it: each batch goes to one of them.
+    If a batch fails, `next()` raises its error and the iterator stays usable. If a `next()` call is
+    interrupted, the stream is closed, and later calls raise `EngineClosedError`: a truncated result
+    cannot be mistaken for a complete one. Several threads may share a stream; each batch goes to
+    one of them.
 
     Args:
-        batches: what `ahead` gives.
+        batches: the generator that `ahead` returns.
+
+    Example:
+        >>> for vectors in embedder.stream(texts, size=1024):
+        ...     index.add(vectors)
     """
 
     def __init__(self, batches: Generator[tuple[int, Future[Vectors]]]) -> None:
@@ -85,14 +92,16 @@ class Stream(Iterator[Vectors]):
             return batch.result()
 
     def take(self) -> tuple[int, Future[Vectors]]:
-        """The place of the next batch's first text, and the batch to come."""
+        """Return the position of the next batch's first text, and the future of the batch."""
         if self._process != os.getpid():
-            raise EngineClosedError("a stream stays with the process that made it. Make another.")
+            raise EngineClosedError(
+                "a stream belongs to the process that created it. Create another one here."
+            )
         with self._turn:
             if self._interrupted:
                 raise EngineClosedError(
-                    "a wait for this stream was interrupted, which closed it: batches are missing. "
-                    "Make another, of the texts whose vectors you lack."
+                    "this stream was closed because a previous call was interrupted; some batches "
+                    "were not returned. Create a new stream for the remaining texts."
                 )
             try:
                 return next(self._batches)
@@ -103,13 +112,13 @@ class Stream(Iterator[Vectors]):
                 raise
 
     def close(self) -> None:
-        """Cancel what is under way."""
+        """Cancel the batches in flight."""
         with self._turn:
             self._batches.close()
 
     @contextmanager
     def ending(self, place: int) -> Iterator[None]:
-        """Say where a failed batch began; stop when the wait itself is ended."""
+        """Note where a failed batch began; close the stream when the wait itself is interrupted."""
         try:
             yield
         except Qwen3EmbeddingsError as error:
@@ -122,7 +131,12 @@ class Stream(Iterator[Vectors]):
 
 
 class AsyncStream(AsyncIterator[Vectors]):
-    """`Stream` for coroutines."""
+    """Batches of vectors for coroutines; `Embedder.astream` returns one.
+
+    Example:
+        >>> async for vectors in embedder.astream(texts, size=1024):
+        ...     await store.add(vectors)
+    """
 
     def __init__(self, batches: Generator[tuple[int, Future[Vectors]]]) -> None:
         self._stream = Stream(batches)
@@ -136,5 +150,5 @@ class AsyncStream(AsyncIterator[Vectors]):
             return await asyncio.wrap_future(batch)
 
     async def aclose(self) -> None:
-        """Cancel what is under way."""
+        """Cancel the batches in flight."""
         self._stream.close()

@@ -1,8 +1,8 @@
-"""Matryoshka sizes: check one, cut vectors down to it.
+"""Vectors: sizes, truncation, normalization, similarity, and conversion to lists.
 
-Matryoshka Representation Learning (arXiv 2205.13147) packs a usable embedding into the first
-numbers of a larger one. A shorter vector is the first d numbers *renormalised*; without the
-second step its length is wrong and dot products no longer rank like cosines.
+Matryoshka Representation Learning (arXiv 2205.13147) trains the first dimensions of a vector to be
+a usable embedding on their own. A shorter vector is the first d dimensions, normalized again.
+Without the second step its length is wrong, and dot products no longer rank like cosines.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from qwen3_embeddings.errors import DimensionsError, InvalidVectorError
 from qwen3_embeddings.models import MIN_DIMENSIONS
 
+SIZE_VERSION = 1
+"""Version of `truncate` and `normalize`, which every fingerprint hashes. Raise it when one of them
+returns other vectors, beyond rounding, so that no cache serves older ones."""
+
 Vectors = NDArray[np.float32]
 Vector = np.ndarray[tuple[int], np.dtype[np.float32]]
 """One vector (dimensions,)."""
@@ -26,13 +30,15 @@ Matrix = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
 
 def check_dimensions(dimensions: SupportsIndex | float, native: int | None = None) -> int:
-    """`dimensions` as an int within the Matryoshka range, 32 to `native`.
+    """Return a size as an int, if it is within the Matryoshka range.
 
-    A float with no fraction counts as an int: some configuration readers make 64.0 of 64, and
-    engines hang on it. `native` None checks the lower end only.
+    Args:
+        dimensions: the size. A float without a fraction counts as an int: some configuration
+            readers turn 64 into 64.0, and engines hang on it.
+        native: native size of the model; None checks the lower end only.
 
     Raises:
-        DimensionsError: out of range, or not a whole number.
+        DimensionsError: the size is out of range (32 to `native`), or not a whole number.
     """
     span = f"a whole number from {MIN_DIMENSIONS} to {native or 'the native size'}"
     whole: Any = dimensions
@@ -54,7 +60,7 @@ def check_dimensions(dimensions: SupportsIndex | float, native: int | None = Non
 
 
 def truncate(vectors: ArrayLike, dimensions: SupportsIndex | float) -> Vectors:
-    """The first `dimensions` numbers of each vector, renormalised to unit length.
+    """Return the first `dimensions` dimensions of each vector, normalized again.
 
     Args:
         vectors: one vector (native,) or a matrix (n, native).
@@ -65,19 +71,23 @@ def truncate(vectors: ArrayLike, dimensions: SupportsIndex | float) -> Vectors:
 
     Raises:
         DimensionsError: `dimensions` is out of range.
-        InvalidVectorError: a row is not finite, or zero in its first `dimensions` numbers.
+        InvalidVectorError: a row is not finite, or zero in its first `dimensions` dimensions.
+
+    Example:
+        >>> truncate(embedder.encode_document(["Hello"]), 256).shape
+        (1, 256)
     """
     whole = np.asarray(vectors, dtype=np.float32)
     return normalize(whole[..., : check_dimensions(dimensions, whole.shape[-1])])
 
 
 def normalize(vectors: Vectors) -> Vectors:
-    """Each row divided by its Euclidean length, float32, a copy.
+    """Return each row divided by its Euclidean length, as a float32 copy.
 
     Raises:
-        InvalidVectorError: a row has NaN or infinity in it, or length zero.
+        InvalidVectorError: a row contains NaN or infinity, or has length zero.
     """
-    # float64: the squares of small and large numbers are outside float32
+    # float64: the squares of very small and very large values are outside float32
     lengths = np.sqrt(np.einsum("...i,...i->...", vectors, vectors, dtype=np.float64))
     usable = np.isfinite(lengths) & (lengths > 0)
     if not usable.all():
@@ -120,20 +130,20 @@ def similarity(a: ArrayLike, b: ArrayLike) -> Matrix:
 
 
 BLOCK = 256
-"""Rows converted at once: with 1,024 numbers each some 10 ms."""
+"""Rows converted at once: about 10 ms with 1,024 dimensions each."""
 
 
 def lists(vectors: Vectors) -> list[list[float]]:
-    """The rows of a matrix (n, dimensions) as lists.
+    """Return the rows of a matrix (n, dimensions) as lists.
 
-    With 1,024 numbers a text this costs as much as all else the client does, so it is done in
-    blocks: between two of them other threads run.
+    With 1,024 dimensions this costs as much as the rest of a client's work. It is done in blocks,
+    so that other threads can run between them.
     """
     return [row for block in _blocks(vectors) for row in block]
 
 
 async def alists(vectors: Vectors) -> list[list[float]]:
-    """`lists` that lets the event loop's other tasks run."""
+    """Return the rows as lists, and let other tasks of the event loop run between blocks."""
     rows: list[list[float]] = []
     for block in _blocks(vectors):
         rows += block

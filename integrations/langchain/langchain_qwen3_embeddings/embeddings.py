@@ -5,21 +5,12 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
 from langchain_core.embeddings import Embeddings
-from langchain_core.utils import secret_from_env
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    SkipValidation,
-    field_serializer,
-    field_validator,
-)
+from pydantic import PrivateAttr, SecretStr
 
+from langchain_qwen3_embeddings.settings import NAMES, SYNONYMS, Settings, Synonyms
 from qwen3_embeddings import Embedder, Task
 from qwen3_embeddings import similarity as cosines
 from qwen3_embeddings.integration import (
@@ -33,8 +24,6 @@ from qwen3_embeddings.integration import (
     ato_list,
     check_at_least,
     check_can_pickle,
-    hide_headers,
-    show_headers,
     text_list,
     to_list,
 )
@@ -43,41 +32,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
-SYNONYMS = {
-    "api_base": "base_url",
-    "model_name": "model",
-    "openai_api_base": "base_url",
-    "openai_api_key": "api_key",
-    "request_timeout": "timeout",
-    "show_progress": "show_progress_bar",
-}
-"""Names that other embedding classes of LangChain have for our arguments."""
-
-NAMES = {"batch_size": "chunk_size", "document_instruction": "document_instruction"}
-"""What messages of the core call our arguments."""
-
-
-class Synonyms(TypedDict, total=False):
-    """The names in `SYNONYMS`, for type checkers."""
-
-    api_base: str | None
-    model_name: str | os.PathLike[str] | None
-    openai_api_base: str | None
-    openai_api_key: str | SecretStr | None
-    request_timeout: float | None
-    show_progress: bool
-
 
 class _Embedder(Embedder):
     batch_parameter: ClassVar[str] = NAMES["batch_size"]
 
 
-class Qwen3Embeddings(EmbedderHandle, BaseModel, Embeddings):
+class Qwen3Embeddings(EmbedderHandle, Settings, Embeddings):
     """Qwen3-Embedding vectors from vLLM in this process, or from a server.
 
-    Queries carry the task's instruction and documents do not, as the models were trained; texts
+    Queries carry the task's instruction and documents do not, as the models were trained. Texts
     reach the tokenizer unaltered. Any thread and any event loop may call. Objects of one
-    configuration share one engine, which starts at the first call.
+    configuration share one engine. It starts at the first call, and stops when the last of them is
+    closed or at exit.
 
     Setup:
         Install the package alone for a server, or with an engine:
@@ -87,10 +53,10 @@ class Qwen3Embeddings(EmbedderHandle, BaseModel, Embeddings):
         pip install -U 'langchain-qwen3-embeddings[vllm]'      # a GPU in this machine
         ```
 
-        For vLLM on a CPU the README says what is installed first.
+        The README has the steps for vLLM on a CPU.
 
-        `QWEN3_EMBEDDINGS_MODEL`, `QWEN3_EMBEDDINGS_BASE_URL` and `QWEN3_EMBEDDINGS_API_KEY` stand
-        in for `model`, `base_url` and `api_key` where these are left out.
+        `model`, `base_url` and `api_key` default to `QWEN3_EMBEDDINGS_MODEL`,
+        `QWEN3_EMBEDDINGS_BASE_URL` and `QWEN3_EMBEDDINGS_API_KEY`.
 
     Key init args — embedding params:
         model:
@@ -100,11 +66,11 @@ class Qwen3Embeddings(EmbedderHandle, BaseModel, Embeddings):
         task:
             Name of a preset in `qwen3_embeddings.TASKS`, or a `qwen3_embeddings.Task`.
         query_instruction:
-            One English sentence in place of the task's.
+            One English sentence instead of the task's.
         overflow:
             What to do with a text over the context: `'error'`, `'truncate'` or `'mean'`.
         chunk_size:
-            Most texts handed to the engine, or sent in one request, at once.
+            Maximum number of texts passed to the engine at once, or sent in one request.
 
     Key init args — client params:
         base_url:
@@ -112,13 +78,15 @@ class Qwen3Embeddings(EmbedderHandle, BaseModel, Embeddings):
         api_key:
             The server's key.
         max_retries:
-            Further attempts after what may pass: 408, 429 (but to one request too many), 5xx but
-            501, broken connections.
+            Number of retries for transient failures: connection errors, HTTP 408, 429 and 5xx
+            (except 501). Concurrency-limit 429s are not counted.
         timeout:
-            Seconds one request may take.
+            Seconds that one request may take.
 
-    See full list of supported init args and their descriptions in the params section. Objects are
-    frozen; `with_task` and `model_copy(update=...)` give changed ones.
+    See full list of supported init args and their descriptions in the params section. Names that
+    other classes have for them are accepted too: `model_name`, `openai_api_base`, `api_base`,
+    `openai_api_key`, `request_timeout` and `show_progress`. Objects are frozen; `with_task` and
+    `model_copy(update=...)` return changed ones.
 
     Instantiate:
         Embedded, with vLLM in this process:
@@ -158,10 +126,9 @@ class Qwen3Embeddings(EmbedderHandle, BaseModel, Embeddings):
         ```
 
     Caching:
-        A query and a document of the same text have different vectors, and
-        `CacheBackedEmbeddings.from_bytes_store` puts one namespace before the keys of both. So
-        documents go by the namespace, and queries into a store of their own
-        (`pip install langchain-classic`):
+        A query and a document of the same text have different vectors, but
+        `CacheBackedEmbeddings.from_bytes_store` puts one namespace before the keys of both. Give
+        queries a store of their own (`pip install langchain-classic`):
 
         ```python
         from langchain_classic.embeddings import CacheBackedEmbeddings
@@ -176,114 +143,12 @@ class Qwen3Embeddings(EmbedderHandle, BaseModel, Embeddings):
         )
         ```
 
-        Both change with anything that changes their vectors, the task included. Leave
-        `query_embedding_cache` out to cache documents only; `True` would mix the two.
+        Both names change with anything that changes their vectors, including the task. Leave
+        `query_embedding_cache` out to cache documents only. `True` would mix the two.
     """
-
-    # Frozen: a setting changed later would not reach the engine. Inputs hidden: one may be a key.
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        arbitrary_types_allowed=True,
-        hide_input_in_errors=True,
-    )
-
-    # The core checks what pydantic skips, so that its typed errors are not buried in pydantic's.
-    model: Annotated[str | None, SkipValidation] = None
-    """Hub id, folder, or name on the server. Default: QWEN3_EMBEDDINGS_MODEL, else what the server
-    serves, else Qwen/Qwen3-Embedding-0.6B."""
-
-    base_url: str | None = None
-    """Root of an OpenAI-compatible server, e.g. `http://localhost:8000/v1`. Default:
-    QWEN3_EMBEDDINGS_BASE_URL. Without either, vLLM runs in this process."""
-
-    api_key: SecretStr | None = Field(
-        default_factory=secret_from_env("QWEN3_EMBEDDINGS_API_KEY", default=None), exclude=True
-    )
-    """The server's key. Default: QWEN3_EMBEDDINGS_API_KEY. Never shown, dumped or pickled."""
-
-    dimensions: Annotated[int | None, SkipValidation] = None
-    """Matryoshka size, 32 to native; None for native."""
-
-    task: str | Task = "web_search"
-    """Name of a preset in `qwen3_embeddings.TASKS`, or a `qwen3_embeddings.Task`."""
-
-    query_instruction: str | None = None
-    """Free text instead of the task's; then documents have no instruction. An empty string embeds
-    queries without any instruction."""
-
-    document_instruction: str | None = None
-    """Free text for documents. Default: none, or the task's own when it is symmetric."""
-
-    dtype: Annotated[Dtype, SkipValidation] = "auto"
-    """`'auto'` (the checkpoint's own), `'bfloat16'` or `'float32'`, for engines in this process."""
-
-    overflow: Annotated[Overflow, SkipValidation] = "error"
-    """What to do with a text longer than the model's context: `'error'`, `'truncate'` (keeps
-    instruction and end token) or `'mean'` (pieces, weighted by their tokens)."""
-
-    on_error: Annotated[OnError, SkipValidation] = "stop"
-    """When a text cannot be embedded: `'stop'` at once, or `'finish'` all others first and then
-    raise `qwen3_embeddings.TextsFailedError`. Either error carries what was computed."""
-
-    engine: Annotated[EngineKind | None, SkipValidation] = None
-    """Name of the engine, such as `'vllm'`, `'server'` or `'reference'`; None chooses by
-    `base_url`."""
-
-    chunk_size: int | None = None
-    """Maximum number of texts passed to the engine at once (its own choice), or sent to a server in
-    one request (64)."""
-
-    max_retries: int = 4
-    """Number of retries for transient failures: connection errors, HTTP 408, 429 and 5xx (except
-    501). Concurrency-limit 429s are not counted."""
-
-    restart_timeout: float = 180.0
-    """How long, in seconds, document requests keep retrying while a server that answered before is
-    down. Queries fail after `max_retries`."""
-
-    timeout: float | None = TIMEOUT
-    """Seconds that one request to a server may take; None for the default."""
-
-    default_headers: dict[str, str | SecretStr] | None = Field(default=None, repr=False)
-    """Sent with every request to a server. Secret values (a `SecretStr`, or under a name like
-    Authorization, Cookie, X-Api-Key) are never shown, dumped or pickled, like `api_key`."""
-
-    verify: bool | str | ssl.SSLContext = True
-    """TLS verification: True, False, a CA file, or an `ssl.SSLContext`."""
-
-    max_concurrency: int | None = None
-    """Maximum number of in-flight requests per role (queries, documents); 16 by default. Lowered
-    automatically while the server answers 429."""
-
-    show_progress_bar: bool = False
-    """Draw a progress bar while documents are embedded."""
-
-    engine_kwargs: dict[str, Any] | None = Field(default=None, repr=False)
-    """Further arguments of the engine, by the engine's own names."""
-
-    client: Any = Field(default=None, exclude=True, repr=False)
-    """An `openai.OpenAI`, `AsyncOpenAI` or Azure client, whose base URL, key, headers and
-    connections are used."""
-
-    http_client: Any = Field(default=None, exclude=True, repr=False)
-    """An httpx client, whose connections are used."""
 
     _embedder: Embedder = PrivateAttr()
     _own_settings: ClassVar[tuple[str, ...]] = ("show_progress_bar",)
-
-    @field_validator("default_headers")
-    @classmethod
-    def _hide_headers(cls, headers: dict[str, Any] | None) -> dict[str, Any] | None:
-        return headers and hide_headers(headers, SecretStr)
-
-    @field_serializer("default_headers")
-    def _dump_headers(self, headers: dict[str, Any] | None) -> dict[str, str] | None:
-        return headers and show_headers(headers)
-
-    @field_serializer("verify", when_used="json")
-    def _dump_verify(self, verify: bool | str | ssl.SSLContext) -> bool | str:
-        return True if isinstance(verify, ssl.SSLContext) else verify  # JSON has no form for one
 
     def __init__(
         self,
@@ -428,7 +293,7 @@ class Qwen3Embeddings(EmbedderHandle, BaseModel, Embeddings):
         """
         return cosines(a, b)
 
-    # Siblings and copies.
+    # Copies.
 
     def with_task(
         self,
@@ -466,16 +331,16 @@ class Qwen3Embeddings(EmbedderHandle, BaseModel, Embeddings):
         return sibling
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy with some settings changed, checked as in the constructor.
+        """Return a copy with some settings changed, which are checked as in the constructor.
 
-        It uses the same engine where no change speaks against it, and is closed on its own.
+        It uses the same engine if its settings allow it, and is closed on its own.
 
         Args:
             update: settings by name.
-            deep: without meaning here; settings are never changed in place.
+            deep: has no effect, because settings are never changed in place.
 
         Returns:
-            The copy, key included.
+            The copy, including the key.
         """
         return type(self)(**dict(self) | dict(update or {}))
 

@@ -51,7 +51,7 @@ class Recorder:
 
 @pytest.fixture
 def recorder() -> Iterator[Recorder]:
-    """A server that gives another vector to another text and remembers the texts."""
+    """A server that returns another vector for another text and records the texts."""
     record = Recorder()
     lock = threading.Lock()
 

@@ -54,7 +54,7 @@ def assert_same(rows: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("dimensions", [None, 32, 96])
-async def test_vectors_are_the_references(
+async def test_embeddings_equal_the_reference(
     make: Make, checkpoint: str, dimensions: int | None
 ) -> None:
     reference = Embedder(checkpoint, engine="reference", dtype="float32", dimensions=dimensions)
@@ -69,14 +69,14 @@ async def test_vectors_are_the_references(
     assert_same([await model.aget_query_embedding(text) for text in TEXTS], queries)
 
 
-def test_vectors_are_lists_of_floats(make: Make) -> None:
+def test_embedding_is_a_list_of_floats(make: Make) -> None:
     vector = make().get_text_embedding("a")
     assert type(vector) is list
     assert {type(number) for number in vector} == {float}
 
 
-def test_query_is_the_template_byte_for_byte(make: Make) -> None:
-    """Written out by hand and embedded bare, it gives the query's vector; a space more does not."""
+def test_query_embedding_uses_the_template_byte_for_byte(make: Make) -> None:
+    """The template written out by hand has the query's vector; with one more space it has not."""
     model = make()
     for text in ("hello", " \tspaces\n ", "代码", ""):
         query = model.get_query_embedding(text)
@@ -86,7 +86,7 @@ def test_query_is_the_template_byte_for_byte(make: Make) -> None:
         assert np.dot(query, spaced) < 1 - 1e-5
 
 
-async def test_texts_on_the_wire_are_untouched(recorder: Recorder) -> None:
+async def test_requests_hold_the_texts_unaltered(recorder: Recorder) -> None:
     model = Qwen3Embedding(
         api_base=recorder.base_url, api_key="sesame", default_headers={"X-Team": "search"}
     )
@@ -103,7 +103,7 @@ async def test_texts_on_the_wire_are_untouched(recorder: Recorder) -> None:
     assert recorder.headers[-1]["Authorization"] == "Bearer sesame"
 
 
-async def test_instructions(make: Make) -> None:
+async def test_instructions_are_applied_by_role(make: Make) -> None:
     free = make(query_instruction="Find code", text_instruction="Code")
     plain = make(query_instruction="")
     symmetric = make(task="similarity")
@@ -121,7 +121,7 @@ async def test_instructions(make: Make) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [None, 1, 2])
-async def test_small_batches_come_back_in_order(make: Make, num_workers: int | None) -> None:
+async def test_small_batches_keep_the_order(make: Make, num_workers: int | None) -> None:
     texts = [f"text {i}" for i in range(50)]
     whole = make().get_text_embedding_batch(texts)
     model = make(embed_batch_size=4, num_workers=num_workers)
@@ -130,7 +130,7 @@ async def test_small_batches_come_back_in_order(make: Make, num_workers: int | N
 
 
 @pytest.mark.parametrize(("num_workers", "most"), [(None, 3), (1, 3), (2, 2)])
-async def test_requests_under_way_are_bounded(
+async def test_requests_in_flight_are_bounded(
     recorder: Recorder, num_workers: int | None, most: int
 ) -> None:
     model = Qwen3Embedding(
@@ -143,7 +143,7 @@ async def test_requests_under_way_are_bounded(
     assert recorder.most_under_way <= most
 
 
-def test_successive_event_loops(make: Make) -> None:
+def test_successive_event_loops_return_the_same_vectors(make: Make) -> None:
     model = make()
     expected = model.get_text_embedding_batch(TEXTS)
     for _ in range(5):
@@ -153,7 +153,7 @@ def test_successive_event_loops(make: Make) -> None:
         )
 
 
-async def test_many_coroutines(make: Make) -> None:
+async def test_many_coroutines_return_the_same_vectors(make: Make) -> None:
     model = make()
     texts = [f"number {i}" for i in range(100)]
     queries, documents = await asyncio.gather(
@@ -164,7 +164,7 @@ async def test_many_coroutines(make: Make) -> None:
     assert_same(queries, model._embedder.encode_query(texts))
 
 
-def test_many_threads(make: Make) -> None:
+def test_many_threads_return_the_same_vectors(make: Make) -> None:
     model = make()
     texts = [f"number {i}" for i in range(32)]
     with ThreadPoolExecutor(32) as pool:
@@ -174,7 +174,7 @@ def test_many_threads(make: Make) -> None:
     assert_same(queries, model._embedder.encode_query(texts))
 
 
-async def test_cancelling_leaves_the_engine_clean(make: Make) -> None:
+async def test_cancelled_call_leaves_the_engine_working(make: Make) -> None:
     model = make()
     task = asyncio.create_task(model.aget_text_embedding_batch(["some words " * 50] * 500))
     await asyncio.sleep(0.05)
@@ -184,7 +184,7 @@ async def test_cancelling_leaves_the_engine_clean(make: Make) -> None:
     assert len(await model.aget_query_embedding("a")) == 128
 
 
-def test_siblings_share_the_engine(make: Make) -> None:
+def test_sibling_of_another_task_shares_the_engine(make: Make) -> None:
     model = make()
     with model.with_task("code") as sibling:
         code = sibling.get_query_embedding("a")
@@ -201,7 +201,9 @@ def test_siblings_share_the_engine(make: Make) -> None:
         ("word " * 3000, TextTooLongError),
     ],
 )
-async def test_bad_texts_are_named(make: Make, bad: Any, error: type[Exception]) -> None:
+async def test_bad_texts_are_named_by_position(
+    make: Make, bad: Any, error: type[Exception]
+) -> None:
     model = make(embed_batch_size=4)
     texts = [f"text {i}" for i in range(9)] + [bad, "after", bad]
     with pytest.raises(error, match=r"texts\[9, 11\]"):
@@ -231,7 +233,7 @@ def assert_carried(error: TextsFailedError, positions: list[int], expected: Any)
 
 
 @pytest.mark.parametrize("cached", [False, True])
-async def test_finish_embeds_all_other_batches(make: Make, cached: bool) -> None:
+async def test_on_error_finish_embeds_all_other_batches(make: Make, cached: bool) -> None:
     """LlamaIndex stops at the first batch that fails, and forgets those before."""
     long, text = "word " * 3000, "text 0"
     texts = [text, long + "a", "b", "c", long, *(f"d {i}" for i in range(5)), long + "b", text]
@@ -249,7 +251,7 @@ async def test_finish_embeds_all_other_batches(make: Make, cached: bool) -> None
         assert len(store.get_all("embeddings")) == (8 if cached else 0)
 
 
-async def test_finish_embeds_all_but_what_is_no_text(make: Make) -> None:
+async def test_on_error_finish_embeds_all_texts_that_are_str(make: Make) -> None:
     """LlamaIndex's own events take nothing else."""
     texts: list[Any] = ["a", "b", None, "c", 5, b"d", "e"]
     expected = np.array(make().get_text_embedding_batch(["a", "b", "c", "e"]))
@@ -260,7 +262,7 @@ async def test_finish_embeds_all_but_what_is_no_text(make: Make) -> None:
             assert_carried(error, [0, 1, 3, 6], expected)
 
 
-async def test_errors_about_an_array_of_texts(make: Make) -> None:
+async def test_errors_about_an_array_name_its_positions(make: Make) -> None:
     """Its items are made anew each time they are read."""
     texts = np.array([f"text {i}" for i in range(40)] + ["word " * 3000])
     expected = np.array(make().get_text_embedding_batch(texts[:40]))
@@ -273,7 +275,7 @@ async def test_errors_about_an_array_of_texts(make: Make) -> None:
     np.testing.assert_allclose(generated, expected, atol=2e-6)
 
 
-async def test_batches_before_an_error_are_not_lost(make: Make) -> None:
+async def test_error_carries_the_batches_before_it(make: Make) -> None:
     texts = ["a", "b", "c", "d", "torn \ud800", "e"]
     expected = np.array(make().get_text_embedding_batch(texts[:4]))
     limiter = TokenBucketRateLimiter(requests_per_minute=6000)  # one batch after the other
@@ -300,7 +302,7 @@ class Counting(BaseRateLimiter):
         self.asked += 1
 
 
-async def test_a_rate_limiter_is_asked_once_per_batch_that_is_computed(make: Make) -> None:
+async def test_rate_limiter_is_asked_once_per_computed_batch(make: Make) -> None:
     limiter, store = Counting(), SimpleKVStore()
     model = make(embed_batch_size=4, rate_limiter=limiter, embeddings_cache=store)
     texts = [f"text {i}" for i in range(10)]
@@ -316,7 +318,7 @@ async def test_a_rate_limiter_is_asked_once_per_batch_that_is_computed(make: Mak
 
 
 @pytest.mark.parametrize("num_workers", [None, 3])
-async def test_usage_is_in_the_events_of_a_call(make: Make, num_workers: int | None) -> None:
+async def test_events_hold_the_usage_of_their_call(make: Make, num_workers: int | None) -> None:
     events: list[EmbeddingEndEvent] = []
 
     class Handler(BaseEventHandler):
@@ -341,13 +343,13 @@ async def test_usage_is_in_the_events_of_a_call(make: Make, num_workers: int | N
     assert model.usage.texts == 6
 
 
-async def test_no_texts(make: Make) -> None:
+async def test_embed_no_texts_returns_an_empty_list(make: Make) -> None:
     model = make()
     assert model.get_text_embedding_batch([]) == []
     assert await model.aget_text_embedding_batch([]) == []
 
 
-def test_overlong_text_is_cut_on_request(make: Make, reference: Embedder) -> None:
+def test_overflow_truncate_equals_the_reference(make: Make, reference: Embedder) -> None:
     cut = Embedder(reference.model, engine="reference", dtype="float32", overflow="truncate")
     text = "word " * 3000
     assert_same([make(overflow="truncate").get_text_embedding(text)], cut.encode_document([text]))

@@ -44,7 +44,9 @@ def nodes() -> list[TextNode]:
 
 
 @pytest.mark.parametrize("use_async", [False, True])
-async def test_index_and_retriever(make: Make, reference: Embedder, use_async: bool) -> None:
+async def test_retriever_ranks_as_the_reference_does(
+    make: Make, reference: Embedder, use_async: bool
+) -> None:
     model = make(embed_batch_size=2)
     index = VectorStoreIndex(nodes(), embed_model=model, use_async=False)
     retriever = index.as_retriever(similarity_top_k=len(NODES))
@@ -56,7 +58,7 @@ async def test_index_and_retriever(make: Make, reference: Embedder, use_async: b
     assert [hit.score for hit in found] == pytest.approx(sorted(scores, reverse=True), abs=1e-5)
 
 
-async def test_settings_take_the_model(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_settings_accept_the_model(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Settings, "_embed_model", None)
     Settings.embed_model = make()
     index = VectorStoreIndex(nodes())
@@ -88,7 +90,7 @@ def left_behind(mark: str) -> list[str]:
     return found
 
 
-def test_pipeline(make: Make) -> None:
+def test_pipeline_embeds_nodes(make: Make) -> None:
     model = make()
     ran = IngestionPipeline(transformations=[model], disable_cache=True).run(nodes=nodes())
     expected = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in NODES]
@@ -96,7 +98,7 @@ def test_pipeline(make: Make) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_pipeline_in_processes(make: Make, marked: str) -> None:
+def test_pipeline_in_processes_embeds_nodes_and_leaves_no_process(make: Make, marked: str) -> None:
     model = make(dimensions=64, embeddings_cache=SimpleKVStore())
     pipeline = IngestionPipeline(transformations=[model])
     ran = pipeline.run(nodes=nodes(), num_workers=2)
@@ -109,7 +111,7 @@ def test_pipeline_in_processes(make: Make, marked: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-async def test_pipeline_in_forked_processes(recorder: Recorder) -> None:
+async def test_pipeline_in_forked_processes_uses_no_parent_connection(recorder: Recorder) -> None:
     """`arun` forks where that is the default: connections of the parent must not be used."""
     model = Qwen3Embedding("tiny", api_base=recorder.base_url)
     await model.aget_text_embedding("the parent's connection")
@@ -140,7 +142,7 @@ def test_ingestion_cache_is_used_and_holds_no_key(recorder: Recorder) -> None:
 # The embeddings cache.
 
 
-async def test_roles_do_not_collide_in_the_cache(make: Make) -> None:
+async def test_cache_keeps_roles_apart(make: Make) -> None:
     plain = make()
     query, text = plain.get_query_embedding("same"), plain.get_text_embedding("same")
     for first in ("query", "text"):
@@ -157,7 +159,7 @@ async def test_roles_do_not_collide_in_the_cache(make: Make) -> None:
             assert await model.aget_query_embedding("same") == pytest.approx(query, abs=1e-6)
 
 
-def test_models_may_share_a_store(make: Make) -> None:
+def test_cache_shared_by_models_keeps_them_apart(make: Make) -> None:
     store = SimpleKVStore()
     models = [
         make(embeddings_cache=store, **parameters)
@@ -171,7 +173,7 @@ def test_models_may_share_a_store(make: Make) -> None:
     assert len(store.get_all("embeddings")) == 7
 
 
-async def test_cache_is_read(recorder: Recorder) -> None:
+async def test_cache_hits_send_no_request(recorder: Recorder) -> None:
     store = SimpleKVStore()
     model = Qwen3Embedding(api_base=recorder.base_url, embeddings_cache=store)
     texts = ["a", "b\n", "it's", 'say "c"', "", "None"]
@@ -187,7 +189,7 @@ async def test_cache_is_read(recorder: Recorder) -> None:
         again.get_text_embedding_batch(["a", "b\n", None])  # type: ignore[list-item]
 
 
-async def test_cache_forgets(recorder: Recorder) -> None:
+async def test_cache_store_stays_usable_by_its_owner(recorder: Recorder) -> None:
     store = SimpleKVStore()
     cache = Qwen3Embedding(api_base=recorder.base_url, embeddings_cache=store).embeddings_cache
     assert cache is not None
@@ -231,7 +233,7 @@ class Recording(BaseCallbackHandler):
         pass
 
 
-async def test_callbacks(make: Make) -> None:
+async def test_callbacks_get_every_batch(make: Make) -> None:
     handler = Recording()
     counter = TokenCountingHandler(tokenizer=str.split)
     manager = CallbackManager([handler, counter])
@@ -267,7 +269,7 @@ def spans_and_events() -> Iterator[tuple[SimpleSpanHandler, list[Any]]]:
     root.span_handlers, root.event_handlers = before
 
 
-def test_a_handler_of_events_may_embed(make: Make) -> None:
+def test_event_handler_may_embed_during_a_call(make: Make) -> None:
     """Batches are computed ahead: one asked for in between is not answered with the next."""
     texts = [f"text {i}" for i in range(10)] + ["text 0"]
     model, other = make(embed_batch_size=2), make(embed_batch_size=2, query_instruction="Other")
@@ -298,7 +300,7 @@ def test_a_handler_of_events_may_embed(make: Make) -> None:
         np.testing.assert_allclose(rows, expected[:6], atol=2e-6)
 
 
-async def test_one_span_and_event_a_call(
+async def test_each_call_has_one_span_and_one_event(
     recorder: Recorder, spans_and_events: tuple[SimpleSpanHandler, list[Any]]
 ) -> None:
     model = Qwen3Embedding(api_base=recorder.base_url, api_key="sesame-street")
@@ -317,7 +319,9 @@ async def test_one_span_and_event_a_call(
     assert "sesame-street" not in "".join(event.model_dump_json() for event in events)
 
 
-async def test_progress(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_show_progress_counts_every_text(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = make(embed_batch_size=2)
     model.get_text_embedding_batch(["a", "b", "c"], show_progress=False)
     assert capsys.readouterr().err == ""

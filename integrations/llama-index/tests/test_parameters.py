@@ -60,12 +60,12 @@ def remote() -> Qwen3Embedding:
     return Qwen3Embedding(**PARAMETERS, api_key=KEY)
 
 
-def test_is_an_embedding_model_under_its_name() -> None:
+def test_class_is_an_embedding_model_with_its_name() -> None:
     assert issubclass(Qwen3Embedding, BaseEmbedding)
     assert Qwen3Embedding.class_name() == "Qwen3Embedding"
 
 
-def test_defaults_are_the_embedders() -> None:
+def test_defaults_equal_the_embedders() -> None:
     model = Qwen3Embedding()
     assert model.model_name == "Qwen/Qwen3-Embedding-0.6B"
     assert (model.task, model.dtype, model.overflow) == ("web_search", "auto", "error")
@@ -73,7 +73,7 @@ def test_defaults_are_the_embedders() -> None:
     assert model.embed_batch_size == 2048
 
 
-def test_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_supplies_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QWEN3_EMBEDDINGS_MODEL", "Qwen/Qwen3-Embedding-8B")
     assert Qwen3Embedding().model_name == "Qwen/Qwen3-Embedding-8B"
 
@@ -81,7 +81,7 @@ def test_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "way", ["dict", "json", "validate", "pickle", "copy", "deepcopy", "model_copy"]
 )
-def test_everything_comes_through(remote: Qwen3Embedding, way: str) -> None:
+def test_copies_and_dumps_keep_every_parameter(remote: Qwen3Embedding, way: str) -> None:
     other = {
         "dict": lambda: Qwen3Embedding.from_dict(remote.to_dict()),
         "json": lambda: Qwen3Embedding.from_json(remote.to_json()),
@@ -98,21 +98,21 @@ def test_everything_comes_through(remote: Qwen3Embedding, way: str) -> None:
         assert other.fingerprint(role) == remote.fingerprint(role)
 
 
-def test_engine_kwargs_come_through(checkpoint: str) -> None:
+def test_copies_and_dumps_keep_engine_kwargs(checkpoint: str) -> None:
     model = Qwen3Embedding(checkpoint, engine_kwargs={"max_num_seqs": 8, "hf_overrides": {"a": 1}})
     for other in (Qwen3Embedding.from_json(model.to_json()), pickle.loads(pickle.dumps(model))):
         assert other.engine_kwargs == model.engine_kwargs
         assert other.fingerprint("document") == model.fingerprint("document")
 
 
-def test_dumping_does_not_change_what_is_dumped(remote: Qwen3Embedding) -> None:
+def test_from_dict_does_not_change_its_input(remote: Qwen3Embedding) -> None:
     data = remote.to_dict()
     before = copy.deepcopy(data)
     Qwen3Embedding.from_dict(data)
     assert data == before
 
 
-def test_from_dict_takes_a_key(remote: Qwen3Embedding) -> None:
+def test_from_dict_accepts_a_key(remote: Qwen3Embedding) -> None:
     other = Qwen3Embedding.from_dict(remote.to_dict(), api_key=KEY)
     assert other.api_key is not None
     assert other.api_key.get_secret_value() == KEY
@@ -130,7 +130,9 @@ def test_secret_headers_are_in_no_dump() -> None:
     assert copied._embedder._lease.engine is model._embedder._lease.engine
 
 
-def test_key_is_nowhere(remote: Qwen3Embedding, caplog: pytest.LogCaptureFixture) -> None:
+def test_key_is_in_no_dump_repr_or_error(
+    remote: Qwen3Embedding, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     shown = [
         *(repr(remote), str(remote), f"{remote}", remote.to_json(), remote.model_dump_json()),
@@ -153,7 +155,7 @@ def test_copies_keep_the_key(remote: Qwen3Embedding) -> None:
         assert other.api_key.get_secret_value() == KEY
 
 
-def test_handles_that_cannot_be_pickled_stay_behind(remote: Qwen3Embedding) -> None:
+def test_pickle_leaves_out_handles_that_cannot_be_pickled(remote: Qwen3Embedding) -> None:
     class Unpicklable(CallbackManager):
         def __reduce__(self) -> Any:
             raise TypeError("no")
@@ -164,7 +166,7 @@ def test_handles_that_cannot_be_pickled_stay_behind(remote: Qwen3Embedding) -> N
     assert remote.callback_manager is manager
 
 
-def test_tls_context_stays_in_the_process() -> None:
+def test_pickle_of_a_tls_context_raises() -> None:
     model = Qwen3Embedding("tiny", api_base="https://host", verify=ssl.create_default_context())
     assert json.loads(model.to_json())["verify"] is True
     assert copy.deepcopy(model).verify is model.verify
@@ -172,7 +174,7 @@ def test_tls_context_stays_in_the_process() -> None:
         pickle.dumps(model)
 
 
-def test_unpickling_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unpickle_raises_the_constructors_error(monkeypatch: pytest.MonkeyPatch) -> None:
     data = pickle.dumps(Qwen3Embedding("tiny", engine="vllm"))
     monkeypatch.setattr(Qwen3Embedding, "__init__", _refuse)
     with pytest.raises(ConfigurationError, match="refused"):
@@ -203,14 +205,14 @@ def _refuse(*_: object, **__: object) -> None:
         ({"embed_batch_size": 0}, ValueError),
     ],
 )
-def test_bad_arguments_have_their_own_errors(wrong: dict[str, Any], error: type[Exception]) -> None:
+def test_bad_arguments_raise_typed_errors(wrong: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error) as caught:
         Qwen3Embedding(**wrong)
     if error not in (TypeError, ValueError):
         assert type(caught.value) is error
 
 
-def test_settings_are_fixed(remote: Qwen3Embedding) -> None:
+def test_set_attribute_of_a_setting_raises(remote: Qwen3Embedding) -> None:
     for name in PARAMETERS.keys() - {"embed_batch_size", "num_workers"}:
         with pytest.raises(ConfigurationError, match=name):
             setattr(remote, name, PARAMETERS[name])
@@ -232,7 +234,7 @@ def test_settings_are_fixed(remote: Qwen3Embedding) -> None:
         {"engine_kwargs": {"what": "else"}},
     ],
 )
-def test_ingestion_cache_sees_every_change(checkpoint: str, change: dict[str, Any]) -> None:
+def test_ingestion_hash_changes_with_every_setting(checkpoint: str, change: dict[str, Any]) -> None:
     before = {"model_name": checkpoint, "dimensions": 64, "text_instruction": "x"}
     keys = {
         get_transformation_hash([TextNode(text="a")], Qwen3Embedding(**parameters))
@@ -241,7 +243,7 @@ def test_ingestion_cache_sees_every_change(checkpoint: str, change: dict[str, An
     assert len(keys) == 2
 
 
-def test_ingestion_cache_ignores_key_and_handles(checkpoint: str) -> None:
+def test_ingestion_hash_ignores_key_and_handles(checkpoint: str) -> None:
     node = TextNode(text="a")
     handles: list[dict[str, Any]] = [
         {},
@@ -253,12 +255,12 @@ def test_ingestion_cache_ignores_key_and_handles(checkpoint: str) -> None:
     assert len(keys) == 1
 
 
-def test_dump_needs_no_server() -> None:
+def test_to_dict_without_a_server_has_no_fingerprint() -> None:
     model = Qwen3Embedding(api_base="http://127.0.0.1:9/v1", max_retries=0)
     assert "fingerprint" not in model.to_dict()
 
 
-def test_with_task(remote: Qwen3Embedding) -> None:
+def test_with_task_changes_only_the_task(remote: Qwen3Embedding) -> None:
     sibling = remote.with_task("code", text_instruction="Code")
     assert (sibling.task, sibling.text_instruction) == ("code", "Code")
     assert sibling.dimensions == remote.dimensions
@@ -267,7 +269,7 @@ def test_with_task(remote: Qwen3Embedding) -> None:
         remote.with_task("nothing")
 
 
-async def test_closed_models_refuse_calls_and_their_siblings_do_not(
+async def test_close_leaves_copies_and_siblings_open(
     remote: Qwen3Embedding,
 ) -> None:
     siblings = [remote.with_task("code"), remote.model_copy(), copy.copy(remote)]
@@ -299,9 +301,7 @@ async def test_closed_models_refuse_calls_and_their_siblings_do_not(
         ({"dimensions": 64.0}, {"dimensions": 64}),
     ],
 )
-def test_arguments_of_other_classes_are_accepted_as_ours(
-    brought: dict[str, Any], own: dict[str, Any]
-) -> None:
+def test_synonyms_are_accepted(brought: dict[str, Any], own: dict[str, Any]) -> None:
     server = {} if "api_base" in own else {"api_base": URL}
     one, other = Qwen3Embedding(**server, **brought), Qwen3Embedding(**server, **own)
     assert one == other
@@ -331,24 +331,24 @@ def test_arguments_of_other_classes_are_accepted_as_ours(
         ("prompts", "query_instruction.*text_instruction"),
     ],
 )
-def test_arguments_without_a_counterpart_say_what_to_do(name: str, said: str) -> None:
+def test_foreign_arguments_raise_with_advice(name: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} is not an argument here.*{said}"):
         Qwen3Embedding(**{name: "any"})
     assert Qwen3Embedding(**{name: None}) == Qwen3Embedding()
 
 
-def test_an_argument_under_two_names_is_refused() -> None:
+def test_argument_under_two_names_raises() -> None:
     with pytest.raises(ConfigurationError, match="model and model_name"):
         Qwen3Embedding("a", model="b")
 
 
-def test_dimensions_as_a_string_are_refused_as_in_the_core() -> None:
+def test_dimensions_as_str_raise_as_in_the_core() -> None:
     for make in (Embedder, Qwen3Embedding):
         with pytest.raises(DimensionsError, match=r"int\('512'\)"):
             make(dimensions="512")  # type: ignore[arg-type, operator]
 
 
-def test_equal_settings_are_equal_and_hash_alike() -> None:
+def test_equal_settings_compare_and_hash_equal() -> None:
     headers = {"X-Team": "search", "Authorization": "Basic hush"}
     url: dict[str, Any] = {"api_base": URL, "default_headers": headers}
     handles: dict[str, Any] = {"embeddings_cache": SimpleKVStore()}
@@ -377,7 +377,7 @@ def test_repr_shows_no_address_and_no_secret() -> None:
     assert KEY not in shown
 
 
-def test_size_and_usage_are_the_cores() -> None:
+def test_embedding_dimension_and_usage_equal_the_cores() -> None:
     model = Qwen3Embedding("Qwen/Qwen3-Embedding-8B")
     assert model.embedding_dimension == 4096
     assert model.model_copy(update={"dimensions": 64}).embedding_dimension == 64
@@ -396,7 +396,7 @@ def test_size_and_usage_are_the_cores() -> None:
         (None, r"write \[text\]"),
     ],
 )
-async def test_what_is_no_list_of_texts_is_refused_with_advice(wrong: Any, said: str) -> None:
+async def test_embed_value_that_is_not_a_list_raises_with_advice(wrong: Any, said: str) -> None:
     model = Qwen3Embedding()
     for embed in (model.get_text_embedding_batch, model._get_text_embeddings):
         with pytest.raises(TextTypeError, match=said):
@@ -406,7 +406,7 @@ async def test_what_is_no_list_of_texts_is_refused_with_advice(wrong: Any, said:
             await aembed(wrong)
 
 
-async def test_queries_that_are_no_list_are_refused_with_advice() -> None:
+async def test_aggregate_of_one_string_raises_with_advice() -> None:
     """The base class would embed the letters of a query."""
     model = Qwen3Embedding()
     with pytest.raises(TextTypeError, match=r"write \[text\]"):
@@ -415,7 +415,7 @@ async def test_queries_that_are_no_list_are_refused_with_advice() -> None:
         await model.aget_agg_embedding_from_queries("query")
 
 
-async def test_a_query_that_is_not_a_string_says_what_to_use() -> None:
+async def test_embed_item_that_is_not_str_raises_with_advice() -> None:
     model = Qwen3Embedding()
     for wrong, said in (
         (QueryBundle("a"), r"use \.query_str"),

@@ -18,7 +18,7 @@ Prompt = str | list[int]
 """A text, or its token ids with the end token (sent as they are, nothing is added)."""
 
 MIXED_SECONDS = 10.0
-"""How long after a query documents make room for the next (docs/performance.md)."""
+"""How long after a query documents leave capacity for the next one (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Served:
         dimensions: size of a vector when no size is asked for.
         native: size of the model, the largest that can be asked for.
         context: longest input in tokens, end token included; None when the engine does not say.
-        strips: whether it takes outer white space off a text, so that it gets another's vector.
+        strips: whether it strips leading and trailing whitespace, which changes the vector.
     """
 
     engine: str

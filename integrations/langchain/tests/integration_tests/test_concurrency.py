@@ -24,13 +24,17 @@ def assert_right(rows: list[list[float]], expected: np.ndarray[Any, Any]) -> Non
     assert np.abs(cosines - 1).max() <= 1e-6
 
 
-def test_threads(embeddings: Qwen3Embeddings, expected: np.ndarray[Any, Any]) -> None:
+def test_many_threads_return_the_same_vectors(
+    embeddings: Qwen3Embeddings, expected: np.ndarray[Any, Any]
+) -> None:
     similar = embeddings.with_task("similarity")
     with ThreadPoolExecutor(32) as pool:
         assert_right(list(pool.map(similar.embed_query, QUERIES)), expected)
 
 
-async def test_coroutines(embeddings: Qwen3Embeddings, expected: np.ndarray[Any, Any]) -> None:
+async def test_many_coroutines_return_the_same_vectors(
+    embeddings: Qwen3Embeddings, expected: np.ndarray[Any, Any]
+) -> None:
     similar = embeddings.with_task("similarity")
     rows = await asyncio.gather(*map(similar.aembed_query, QUERIES))
     assert_right(list(rows), expected)
@@ -45,7 +49,7 @@ async def test_coroutines_leave_the_loop_free(embeddings: Qwen3Embeddings) -> No
     assert turns >= 5
 
 
-def test_successive_event_loops(
+def test_successive_event_loops_return_the_same_vectors(
     embeddings: Qwen3Embeddings, expected: np.ndarray[Any, Any]
 ) -> None:
     similar = embeddings.with_task("similarity")
@@ -57,7 +61,7 @@ def test_successive_event_loops(
         assert_right(asyncio.run(some()), expected)
 
 
-async def test_a_cancelled_call_leaves_the_engine_working(embeddings: Qwen3Embeddings) -> None:
+async def test_cancelled_call_leaves_the_engine_working(embeddings: Qwen3Embeddings) -> None:
     embedding = asyncio.create_task(embeddings.aembed_documents(QUERIES * 3))
     await asyncio.sleep(0.01)
     embedding.cancel()

@@ -23,7 +23,7 @@ def bare(settings: dict[str, Any]) -> Qwen3Embeddings:
     return Qwen3Embeddings(**settings, query_instruction="")
 
 
-def test_vector_store(settings: dict[str, Any]) -> None:
+def test_vector_store_finds_every_text(settings: dict[str, Any]) -> None:
     store = InMemoryVectorStore.from_texts(TEXTS, bare(settings))
     for text in TEXTS:
         ((found, score),) = store.similarity_search_with_score(text, k=1)
@@ -42,7 +42,7 @@ def test_vector_store_ranks_as_the_vectors_do(embeddings: Qwen3Embeddings) -> No
     assert [int(document.id or -1) for document in found] == best
 
 
-async def test_async_retriever(settings: dict[str, Any]) -> None:
+async def test_async_retriever_finds_every_text(settings: dict[str, Any]) -> None:
     store = await InMemoryVectorStore.afrom_texts(TEXTS, bare(settings))
     retriever = store.as_retriever(search_kwargs={"k": 1})
     for text in TEXTS:
@@ -68,7 +68,7 @@ def closed(embeddings: Qwen3Embeddings) -> Qwen3Embeddings:
     return copied
 
 
-def test_cache(embeddings: Qwen3Embeddings, tmp_path: Path) -> None:
+def test_cache_returns_the_stored_vectors(embeddings: Qwen3Embeddings, tmp_path: Path) -> None:
     first = cache(embeddings, tmp_path)
     documents, query = first.embed_documents(TEXTS), first.embed_query(TEXTS[0])
     assert query != documents[0]
@@ -79,7 +79,9 @@ def test_cache(embeddings: Qwen3Embeddings, tmp_path: Path) -> None:
         second.embed_query(TEXTS[1])  # cached as a document only
 
 
-async def test_async_cache(embeddings: Qwen3Embeddings, tmp_path: Path) -> None:
+async def test_async_cache_returns_the_stored_vectors(
+    embeddings: Qwen3Embeddings, tmp_path: Path
+) -> None:
     first = cache(embeddings, tmp_path)
     documents, query = await first.aembed_documents(TEXTS), await first.aembed_query(TEXTS[0])
     second = cache(closed(embeddings), tmp_path)
@@ -87,7 +89,9 @@ async def test_async_cache(embeddings: Qwen3Embeddings, tmp_path: Path) -> None:
     assert await second.aembed_query(TEXTS[0]) == query
 
 
-def test_cache_of_another_task(embeddings: Qwen3Embeddings, tmp_path: Path) -> None:
+def test_cache_of_another_task_misses_queries_only(
+    embeddings: Qwen3Embeddings, tmp_path: Path
+) -> None:
     first = cache(embeddings, tmp_path)
     documents, query = first.embed_documents(TEXTS), first.embed_query(TEXTS[0])
     code = cache(closed(embeddings).with_task("code"), tmp_path)
@@ -100,7 +104,7 @@ def test_cache_of_another_task(embeddings: Qwen3Embeddings, tmp_path: Path) -> N
         similar.embed_documents(TEXTS)
 
 
-def test_pickled(
+def test_pickle_embeds_alike(
     embeddings: Qwen3Embeddings, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "api_key" in settings:

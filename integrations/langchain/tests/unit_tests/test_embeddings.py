@@ -42,12 +42,12 @@ KEY = "sesame-street-123"
 TEXTS = ["plain", "", "  outer \t", "def f():\n\treturn 1\n", "a<|endoftext|>b", "北京", "🙂", " "]
 
 
-def test_public_names() -> None:
+def test_public_names_are_complete_and_sorted() -> None:
     assert langchain_qwen3_embeddings.__all__ == sorted(langchain_qwen3_embeddings.__all__)
     assert all(hasattr(langchain_qwen3_embeddings, n) for n in langchain_qwen3_embeddings.__all__)
 
 
-def test_is_an_embeddings_with_its_own_async_methods() -> None:
+def test_class_has_its_own_async_methods() -> None:
     assert issubclass(Qwen3Embeddings, Embeddings)
     for name in ("embed_documents", "embed_query", "aembed_documents", "aembed_query"):
         ours, theirs = getattr(Qwen3Embeddings, name), getattr(Embeddings, name)
@@ -57,7 +57,7 @@ def test_is_an_embeddings_with_its_own_async_methods() -> None:
         assert all(parameter.default is None for parameter in [*own.values()][len(base) :])
 
 
-def test_parameters_and_defaults_are_the_cores() -> None:
+def test_parameters_and_defaults_equal_the_cores() -> None:
     core = {n: p.default for n, p in inspect.signature(Embedder).parameters.items()}
     core["chunk_size"] = core.pop("batch_size")
     fields = Qwen3Embeddings.model_fields
@@ -94,21 +94,21 @@ def test_construction_imports_and_starts_no_engine() -> None:
         ({"chunk_size": 0}, ConfigurationError, "chunk_size=0"),
     ],
 )
-def test_wrong_values_raise_the_cores_errors_at_once(
+def test_wrong_values_raise_the_cores_errors(
     settings: dict[str, Any], error: type[Qwen3EmbeddingsError], said: str
 ) -> None:
     with pytest.raises(error, match=said):
         Qwen3Embeddings(**settings)
 
 
-def test_wrong_names_and_types_do_not_show_what_was_passed() -> None:
+def test_errors_about_names_and_types_do_not_show_the_value() -> None:
     for settings in ({"apikey": KEY}, {"api_key": [KEY]}):
         with pytest.raises(ValidationError, match=r"apikey|api_key") as caught:
             Qwen3Embeddings(**settings)
         assert KEY not in str(caught.value)
 
 
-def test_a_changed_setting_takes_effect_or_is_refused() -> None:
+def test_set_attribute_raises_and_model_copy_changes_settings() -> None:
     embeddings = Qwen3Embeddings(base_url=URL, api_key=KEY, model="tiny")
     with pytest.raises(ConfigurationError, match="model_copy"):
         embeddings.dimensions = 64
@@ -138,9 +138,7 @@ def test_a_changed_setting_takes_effect_or_is_refused() -> None:
         ({"dimensions": 64.0}, {"dimensions": 64}),
     ],
 )
-def test_arguments_of_other_classes_are_accepted_as_ours(
-    brought: dict[str, Any], own: dict[str, Any]
-) -> None:
+def test_synonyms_are_accepted(brought: dict[str, Any], own: dict[str, Any]) -> None:
     server = {} if "base_url" in own else {"base_url": URL}
     one, other = Qwen3Embeddings(**server, **brought), Qwen3Embeddings(**server, **own)
     assert one == other
@@ -172,13 +170,13 @@ def test_arguments_of_other_classes_are_accepted_as_ours(
         ("text_instruction", "document_instruction"),
     ],
 )
-def test_arguments_without_a_counterpart_say_what_to_do(name: str, said: str) -> None:
+def test_foreign_arguments_raise_with_advice(name: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} is not an argument here.*({said})"):
         Qwen3Embeddings(**{name: "any"})
     assert Qwen3Embeddings(**{name: None}) == Qwen3Embeddings()
 
 
-def test_an_argument_under_two_names_is_refused() -> None:
+def test_argument_under_two_names_raises() -> None:
     with pytest.raises(ConfigurationError, match="model_name and model") as caught:
         Qwen3Embeddings(model="a", model_name="b")
     with pytest.raises(ConfigurationError, match="openai_api_key and api_key") as caught:
@@ -186,7 +184,7 @@ def test_an_argument_under_two_names_is_refused() -> None:
     assert KEY not in str(caught.value)
 
 
-def test_dimensions_as_a_string_are_refused_as_in_the_core() -> None:
+def test_dimensions_as_str_raise_as_in_the_core() -> None:
     for make in (Embedder, Qwen3Embeddings):
         with pytest.raises(DimensionsError, match=r"int\('512'\)"):
             make(dimensions="512")  # type: ignore[arg-type, operator]
@@ -203,7 +201,7 @@ async def test_embed_documents_accepts_a_chunk_size(recorder: Recorder) -> None:
                 await embeddings.aembed_documents(TEXTS, chunk_size=wrong)
 
 
-async def test_lists_of_any_library_are_embedded_text_by_text(recorder: Recorder) -> None:
+async def test_embed_documents_accepts_lists_of_any_library(recorder: Recorder) -> None:
     pandas, pyarrow = (pytest.importorskip(name) for name in ("pandas", "pyarrow"))
     with Qwen3Embeddings(base_url=URL) as embeddings:
         rows = embeddings.embed_documents(TEXTS)
@@ -223,7 +221,9 @@ async def test_lists_of_any_library_are_embedded_text_by_text(recorder: Recorder
         ([Document("text")], r"texts\[0\].*use \.page_content"),
     ],
 )
-async def test_what_is_no_list_of_texts_is_refused_with_advice(wrong: Any, said: str) -> None:
+async def test_embed_documents_value_that_is_not_a_list_raises_with_advice(
+    wrong: Any, said: str
+) -> None:
     embeddings = Qwen3Embeddings()
     with pytest.raises(TextTypeError, match=said):
         embeddings.embed_documents(wrong)
@@ -231,7 +231,7 @@ async def test_what_is_no_list_of_texts_is_refused_with_advice(wrong: Any, said:
         await embeddings.aembed_documents(wrong)
 
 
-async def test_embed_query_of_a_document_says_what_to_use() -> None:
+async def test_embed_query_that_is_not_str_raises_with_advice() -> None:
     embeddings, document = Qwen3Embeddings(), Document("text")
     with pytest.raises(TextTypeError, match=r"use \.page_content"):
         embeddings.embed_query(document)  # type: ignore[arg-type]
@@ -239,7 +239,7 @@ async def test_embed_query_of_a_document_says_what_to_use() -> None:
         await embeddings.aembed_query(["a list"])  # type: ignore[arg-type]
 
 
-def test_equal_settings_are_equal_and_hash_alike() -> None:
+def test_equal_settings_compare_and_hash_equal() -> None:
     headers = {"X-Team": "search", "Authorization": "Basic hush"}
     url = {"base_url": URL, "default_headers": headers}
     groups = [
@@ -262,7 +262,7 @@ def test_equal_settings_are_equal_and_hash_alike() -> None:
     assert Qwen3Embeddings() != Qwen3Embeddings()._embedder
 
 
-def test_size_tokens_and_similarity_are_the_cores() -> None:
+def test_embedding_dimension_and_similarity_equal_the_cores() -> None:
     embeddings = Qwen3Embeddings(model="Qwen/Qwen3-Embedding-4B")
     assert embeddings.embedding_dimension == 2560
     assert embeddings.model_copy(update={"dimensions": 64}).embedding_dimension == 64
@@ -271,7 +271,7 @@ def test_size_tokens_and_similarity_are_the_cores() -> None:
 
 
 @pytest.mark.parametrize("text", [None, b"bytes", 3])
-def test_texts_that_are_not_strings(text: Any) -> None:
+def test_texts_that_are_not_str_are_named_by_position(text: Any) -> None:
     embeddings = Qwen3Embeddings()
     with pytest.raises(TextTypeError, match=r"texts\[1\]"):
         embeddings.embed_documents(["right", text])
@@ -279,7 +279,7 @@ def test_texts_that_are_not_strings(text: Any) -> None:
         embeddings.embed_query(text)
 
 
-async def test_texts_that_are_not_strings_in_coroutines() -> None:
+async def test_async_texts_that_are_not_str_are_named_by_position() -> None:
     embeddings = Qwen3Embeddings()
     with pytest.raises(TextTypeError, match="not a list"):
         await embeddings.aembed_documents("one string")  # type: ignore[arg-type]
@@ -287,7 +287,7 @@ async def test_texts_that_are_not_strings_in_coroutines() -> None:
         await embeddings.aembed_query("half \ud83d")
 
 
-def test_closed_embeddings_refuse_calls_and_their_siblings_do_not() -> None:
+def test_close_leaves_copies_and_siblings_open() -> None:
     with Qwen3Embeddings(base_url=URL) as embeddings:
         others = [embeddings.with_task("code"), embeddings.model_copy(), copy.copy(embeddings)]
         engine = embeddings._embedder._lease.engine
@@ -302,7 +302,7 @@ def test_closed_embeddings_refuse_calls_and_their_siblings_do_not() -> None:
         assert again._embedder._lease.engine is not engine, "it stopped with the last handle"
 
 
-async def test_closed_in_coroutines() -> None:
+async def test_async_with_closes() -> None:
     async with Qwen3Embeddings(base_url=URL) as embeddings:
         pass
     with pytest.raises(EngineClosedError):
@@ -312,7 +312,7 @@ async def test_closed_in_coroutines() -> None:
 # Copies, pickles and secrets.
 
 
-def test_with_task_changes_the_task_only() -> None:
+def test_with_task_changes_only_the_task() -> None:
     embeddings = Qwen3Embeddings(dimensions=64)
     code = embeddings.with_task("code")
     assert (code.task, code.dimensions, embeddings.task) == ("code", 64, "web_search")
@@ -324,12 +324,12 @@ def test_with_task_changes_the_task_only() -> None:
         embeddings.with_task("serach")
 
 
-def test_a_symmetric_task_has_one_fingerprint() -> None:
+def test_fingerprint_of_a_symmetric_task_is_one_for_both_roles() -> None:
     embeddings = Qwen3Embeddings(task="similarity")
     assert embeddings.fingerprint("query") == embeddings.fingerprint("document")
 
 
-def test_no_secret_shows() -> None:
+def test_secrets_are_in_no_repr_dump_or_pickle() -> None:
     headers = {"X-Token": "hush-hush"}
     embeddings = Qwen3Embeddings(base_url=URL, api_key=KEY, default_headers=headers)
     shown = [repr(embeddings), str(embeddings), json.dumps(dumpd(embeddings)), dumps(embeddings)]
@@ -354,14 +354,16 @@ def test_pickle_reads_the_key_where_it_is_loaded(monkeypatch: pytest.MonkeyPatch
     assert loaded.model_dump(exclude={"engine"}) == embeddings.model_dump(exclude={"engine"})
 
 
-def test_a_pickle_stays_in_process_where_a_server_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickle_of_an_engine_in_process_ignores_the_environments_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pickled = pickle.dumps(Qwen3Embeddings())
     monkeypatch.setenv("QWEN3_EMBEDDINGS_BASE_URL", URL)
     assert pickle.loads(pickled).base_url is None
     assert Qwen3Embeddings().base_url == URL
 
 
-def test_copies() -> None:
+def test_copies_keep_every_setting() -> None:
     mine = Task("mine", "Find mine", symmetric=True)
     embeddings = Qwen3Embeddings(task=mine, model="Qwen/Qwen3-Embedding-4B", dimensions=2000)
     dumped = Qwen3Embeddings(**embeddings.model_dump())
@@ -404,7 +406,7 @@ def recorder() -> Iterator[Recorder]:
         yield answer
 
 
-def test_texts_go_out_byte_for_byte(recorder: Recorder) -> None:
+def test_requests_hold_the_texts_unaltered(recorder: Recorder) -> None:
     with Qwen3Embeddings(base_url=URL) as embeddings:
         embeddings.embed_documents(TEXTS)
         assert recorder.inputs[-1] == TEXTS
@@ -414,7 +416,7 @@ def test_texts_go_out_byte_for_byte(recorder: Recorder) -> None:
             assert recorder.inputs[-1] == [f"Instruct: {instruction}\nQuery:{text}"]
 
 
-def test_chunks_headers_and_key_go_out(recorder: Recorder) -> None:
+def test_requests_hold_chunks_headers_and_key(recorder: Recorder) -> None:
     settings: dict[str, Any] = {"api_key": KEY, "default_headers": {"X-Tenant": "a"}}
     with Qwen3Embeddings(base_url=URL, chunk_size=3, **settings) as embeddings:
         assert len(embeddings.embed_documents(TEXTS)) == len(TEXTS)
@@ -424,7 +426,9 @@ def test_chunks_headers_and_key_go_out(recorder: Recorder) -> None:
         assert request.headers["X-Tenant"] == "a"
 
 
-def test_progress_bar(recorder: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_progress_bar_counts_every_text(
+    recorder: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Qwen3Embeddings(base_url=URL, show_progress_bar=True) as embeddings:
         embeddings.embed_query("quiet")
         assert capsys.readouterr().err == ""

@@ -7,21 +7,20 @@ import os
 import pickle
 import ssl
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Self, TypedDict, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
-from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-from llama_index.core.bridge.pydantic import (
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    field_serializer,
-    field_validator,
-)
+from llama_index.core.base.embeddings.base import Embedding
+from llama_index.core.bridge.pydantic import PrivateAttr, SecretStr
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.storage.kvstore.types import BaseKVStore
 from llama_index.embeddings.qwen3.call import Call
-from pydantic import SkipValidation
+from llama_index.embeddings.qwen3.settings import (
+    DEFAULT_BATCH_SIZE,
+    NAMES,
+    SYNONYMS,
+    Settings,
+    Synonyms,
+)
 
 from qwen3_embeddings import Embedder, EngineError, Task
 from qwen3_embeddings.integration import (
@@ -34,45 +33,27 @@ from qwen3_embeddings.integration import (
     accept_synonyms,
     ato_list,
     check_can_pickle,
-    hide_headers,
-    show_headers,
     text_list,
     to_list,
 )
-
-DEFAULT_BATCH_SIZE = 2048
-"""Texts per event and per batch: the maximum that LlamaIndex allows."""
 
 REQUEST_SIZE = 64
 """An `embed_batch_size` below it is passed on to the engine. From it on the engine chooses: the
 server engine sends at most this many texts per request, and vLLM wants more."""
 
-SYNONYMS = {"base_url": "api_base", "model": "model_name"}
-"""Names that other embedding classes of LlamaIndex have for our arguments."""
-
-NAMES = {"batch_size": "embed_batch_size", "document_instruction": "text_instruction"}
-"""What messages of the core call our arguments."""
-
 _HANDLES = ("callback_manager", "embeddings_cache", "rate_limiter")
-
-
-class Synonyms(TypedDict, total=False):
-    """The names in `SYNONYMS`, for type checkers."""
-
-    base_url: str | None
-    model: str | os.PathLike[str] | None
 
 
 class _Embedder(Embedder):
     batch_parameter: ClassVar[str] = NAMES["batch_size"]
 
 
-class Qwen3Embedding(EmbedderHandle, BaseEmbedding):
+class Qwen3Embedding(EmbedderHandle, Settings):
     """Qwen3-Embedding vectors, from vLLM in this process or from a server.
 
-    Queries carry the task's instruction and documents do not, as the models were trained. Thread
-    safe, and usable from any number of event loops; models of one configuration share one engine,
-    which starts at the first call and stops at `close` or at exit.
+    Queries carry the task's instruction and documents do not, as the models were trained. Any
+    thread and any event loop may call. Models of one configuration share one engine. It starts at
+    the first call, and stops when the last of them is closed or at exit.
 
     Examples:
         ``pip install 'llama-index-embeddings-qwen3[vllm]'``
@@ -87,48 +68,48 @@ class Qwen3Embedding(EmbedderHandle, BaseEmbedding):
         ```
 
     Args:
-        model_name: hub id or folder. Default: QWEN3_EMBEDDINGS_MODEL, else what the server
-            serves, else Qwen/Qwen3-Embedding-0.6B.
+        model_name: hub id, folder, or name on the server. Default: QWEN3_EMBEDDINGS_MODEL, else
+            what the server serves, else Qwen/Qwen3-Embedding-0.6B.
         api_base: root of an OpenAI-compatible server, e.g. ``http://localhost:8000/v1``.
             Default: QWEN3_EMBEDDINGS_BASE_URL; without either, vLLM runs in this process.
         api_key: the server's key. Default: QWEN3_EMBEDDINGS_API_KEY. It is in no dump, pickle,
             repr or event; the other side of a pickle or ``from_dict`` reads its own environment.
         dimensions: Matryoshka size, 32 to native; None for native.
         task: name of a preset in `qwen3_embeddings.TASKS`, or a `qwen3_embeddings.Task`.
-        query_instruction: free text in place of the task's; then documents stay bare. An empty
-            string embeds queries without any instruction.
+        query_instruction: free text instead of the task's; then documents have no instruction. An
+            empty string embeds queries without any instruction.
         text_instruction: free text for documents. Default: none, or the task's own when it is
             symmetric.
         dtype: "auto" (the checkpoint's own), "bfloat16" or "float32", for engines in this
-            process; a server has chosen its own.
+            process. A server has its own.
         overflow: what to do with a text longer than the model's context: "error", "truncate"
             (keeps instruction and end token) or "mean" (pieces, weighted by their tokens).
         on_error: when a text cannot be embedded, "stop" at once, or "finish" all others first and
             then raise `qwen3_embeddings.TextsFailedError`. Either error carries what was computed
             (``error.computed``). Errors of the engine or server always stop.
-        engine: "vllm", "server" or "reference"; None chooses by `api_base`.
+        engine: name of the engine, such as "vllm", "server" or "reference"; None chooses by
+            `api_base`.
         embed_batch_size: texts per event. Below 64 also the maximum number of texts passed to the
             engine at once, or sent to a server in one request.
         num_workers: maximum number of batches that an asynchronous call keeps in flight. None and
             1 leave that to the engine, which bounds its own requests (see `max_concurrency`).
-        max_retries: further attempts after what may pass (408, 429 but to one request too many, 5xx
-            but 501, broken connections).
-        timeout: seconds one request to a server may take.
-        restart_timeout: seconds documents wait for a server that answered before and is down
-            now, as while it restarts. Queries fail after `max_retries`: somebody waits for them.
-        default_headers: sent with every request to a server. Values that are secret (a SecretStr,
-            or under a name like Authorization, Cookie, X-Api-Key) are, like `api_key`, in no dump
-            or pickle.
-        verify: TLS verification: True, False, a CA file, or an `ssl.SSLContext` (which stays in
-            this process: pickling refuses it and dumps leave it out).
-        max_concurrency: most requests to a server under way at once, for queries and for
-            documents each (16); fewer while it answers 429 to more.
+        max_retries: number of retries for transient failures: connection errors, HTTP 408, 429
+            and 5xx (except 501). Concurrency-limit 429s are not counted.
+        timeout: seconds that one request to a server may take; None for the default of 60.
+        restart_timeout: how long, in seconds, document requests keep retrying while a server that
+            answered before is down. Queries fail after `max_retries`.
+        default_headers: sent with every request to a server. Secret values (a SecretStr, or under
+            a name like Authorization, Cookie, X-Api-Key) are in no dump or pickle, like `api_key`.
+        verify: TLS verification: True, False, a CA file, or an `ssl.SSLContext`. A context cannot
+            be pickled, and dumps leave it out.
+        max_concurrency: maximum number of in-flight requests per role (queries, documents); 16 by
+            default. Lowered automatically while the server answers 429.
         engine_kwargs: further arguments of the engine, by the engine's own names: vLLM's
             `EngineArgs`, or sentence-transformers' `SentenceTransformer`. Part of dumps and
             pickles.
         callback_manager: LlamaIndex's.
-        embeddings_cache: any LlamaIndex key-value store. Keys carry `fingerprint`, so queries,
-            documents and other models may share one store.
+        embeddings_cache: any LlamaIndex key-value store. Its keys begin with `fingerprint`, so
+            queries, documents and other models may share one store.
         rate_limiter: LlamaIndex's; it is asked once per batch of `embed_batch_size` texts.
         client: an `openai.OpenAI`, `AsyncOpenAI` or Azure client, whose base URL, key, headers and
             connections are used.
@@ -142,75 +123,6 @@ class Qwen3Embedding(EmbedderHandle, BaseEmbedding):
         MissingDependencyError: the engine's extra is not installed.
     """
 
-    # A misspelled argument must not pass unseen, and no message may show a misplaced key.
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
-
-    # Frozen where the engine would not hear of a change.
-    model_name: str = Field(default="", frozen=True, description="Hub id, folder or served name.")
-    api_base: str | None = Field(default=None, frozen=True, description="Root of the server's API.")
-    api_key: SecretStr | None = Field(
-        default=None, frozen=True, exclude=True, repr=False, description="The server's key."
-    )
-    dimensions: Annotated[int | None, SkipValidation] = Field(
-        default=None, frozen=True, description="Matryoshka size."
-    )
-    task: str | Task = Field(default="web_search", frozen=True, description="Preset or Task.")
-    query_instruction: str | None = Field(
-        default=None, frozen=True, description="Instruction of queries, in place of the task's."
-    )
-    text_instruction: str | None = Field(
-        default=None, frozen=True, description="Instruction of documents."
-    )
-    dtype: Annotated[Dtype, SkipValidation] = Field(
-        default="auto", frozen=True, description="Precision in this process."
-    )
-    overflow: Annotated[Overflow, SkipValidation] = Field(
-        default="error", frozen=True, description="Policy for over-long texts."
-    )
-    on_error: Annotated[OnError, SkipValidation] = Field(
-        default="stop", frozen=True, description="Stop or finish at a bad text."
-    )
-    engine: Annotated[EngineKind | None, SkipValidation] = Field(
-        default=None, frozen=True, description="Kind of engine."
-    )
-    max_retries: int = Field(default=4, frozen=True, description="Further attempts of a request.")
-    timeout: float | None = Field(
-        default=TIMEOUT, frozen=True, description="Seconds a request may take."
-    )
-    restart_timeout: float = Field(default=180.0, frozen=True, description="Seconds to wait.")
-    default_headers: dict[str, str | SecretStr] | None = Field(
-        default=None, frozen=True, repr=False, description="Headers of every request."
-    )
-    verify: bool | str | ssl.SSLContext = Field(
-        default=True, frozen=True, description="TLS verification."
-    )
-    max_concurrency: int | None = Field(
-        default=None, frozen=True, description="Most requests under way at once."
-    )
-    engine_kwargs: dict[str, Any] | None = Field(
-        default=None, frozen=True, repr=False, description="Further arguments of the engine."
-    )
-    embed_batch_size: int = Field(
-        default=DEFAULT_BATCH_SIZE, gt=0, le=2048, description="Texts handed over at once."
-    )
-    embeddings_cache: Any | None = Field(
-        default=None, frozen=True, exclude=True, repr=False, description="Where vectors are kept."
-    )
-    rate_limiter: Any | None = Field(
-        default=None, exclude=True, repr=False, description="Asked before each batch."
-    )
-    client: Any = Field(
-        default=None, frozen=True, exclude=True, repr=False, description="OpenAI client to use."
-    )
-    http_client: Any = Field(
-        default=None, frozen=True, exclude=True, repr=False, description="httpx client to use."
-    )
-    callback_manager: CallbackManager = Field(
-        default_factory=lambda: CallbackManager([]),
-        exclude=True,
-        repr=False,
-        description="Where events go.",
-    )
     _embedder: Embedder = PrivateAttr()
     _own_settings: ClassVar[tuple[str, ...]] = ("embed_batch_size", "num_workers")
     _changeable: ClassVar[frozenset[str]] = frozenset(
@@ -417,31 +329,21 @@ class Qwen3Embedding(EmbedderHandle, BaseEmbedding):
     # Dumps, copies and pickles.
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """All parameters but key and handles, and the fingerprint of documents.
+        """Return all parameters except key and handles, and the fingerprint of documents.
 
-        The fingerprint tells an `IngestionCache` of changes no parameter shows: another model
-        behind the server, other weights in the folder.
+        The fingerprint makes an `IngestionCache` notice changes that no parameter shows: another
+        model on the server, other weights in the folder.
         """
         data = super().to_dict(**kwargs)
-        with contextlib.suppress(EngineError):  # no server to ask: nothing can be embedded either
+        with contextlib.suppress(EngineError):  # without a server nothing can be embedded either
             data["fingerprint"] = self.fingerprint("document")
         return data
 
-    @field_validator("default_headers")
-    @classmethod
-    def _hide_headers(cls, headers: dict[str, Any] | None) -> dict[str, Any] | None:
-        return headers and hide_headers(headers, SecretStr)
-
-    @field_serializer("default_headers")
-    def _dump_headers(self, headers: dict[str, Any] | None) -> dict[str, str] | None:
-        return headers and show_headers(headers)
-
-    @field_serializer("verify")
-    def _dump_verify(self, verify: bool | str | ssl.SSLContext) -> bool | str:
-        return True if isinstance(verify, ssl.SSLContext) else verify
-
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Another model with the same key and handles, and on the same engine if that fits."""
+        """Return a copy with some parameters changed, with the same key and handles.
+
+        It uses the same engine if its parameters allow it, and is closed on its own.
+        """
         return type(self)(**self.__dict__ | dict(update or {}))
 
     def __copy__(self) -> Self:
@@ -451,7 +353,7 @@ class Qwen3Embedding(EmbedderHandle, BaseEmbedding):
         return self.model_copy()
 
     def __getstate__(self) -> dict[str, Any]:
-        """All parameters but key and secret headers, and the handles that can be pickled."""
+        """Return the parameters and handles to pickle, without key and secret headers."""
         check_can_pickle(self.__dict__)
         parameters = dict(self.__dict__)
         parameters["default_headers"] = self._dump_headers(self.default_headers)
@@ -462,7 +364,7 @@ class Qwen3Embedding(EmbedderHandle, BaseEmbedding):
         return {"__dict__": parameters}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Not the base's, which hides what __init__ raises and leaves half a model.
+        # Not the base's, which hides what __init__ raises and leaves an incomplete model.
         type(self).__init__(self, **state["__dict__"])
 
 
