@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from qwen3_embeddings_demo_model import path as demo_model
 
+import qwen3_embeddings
 from conftest import RunningServer
 from qwen3_embeddings import Embedder, errors
 
@@ -83,6 +84,14 @@ def test_links_to_the_repository_name_files_that_exist() -> None:
 @pytest.mark.parametrize("page", PUBLISHED)
 def test_readme_has_no_relative_link(page: str) -> None:
     assert re.findall(r"\]\((?!https://)[^)]*\)", PAGES[page]) == []
+
+
+def test_reference_covers_every_public_name() -> None:
+    pages = "\n".join(text for page, text in PAGES.items() if page.startswith("docs/reference/"))
+    names = [n for n in qwen3_embeddings.__all__ if not hasattr(errors, n) and n != "__version__"]
+    assert [
+        n for n in names if not re.search(rf"^(::: qwen3_embeddings\.|## ){n}$", pages, re.M)
+    ] == []
 
 
 def test_readme_has_at_most_450_words() -> None:
