@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,7 +32,7 @@ def output_errors(output: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, Qwen3EmbeddingsError):  # a server's connection error is an OSError
             raise
-        reason = error.strerror or str(error)
+        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())[:300]
         raise JobFailedError(
             f"cannot write to {output} ({reason}). Check free space, permissions and the "
             f"connection. {CONTINUE}"
