@@ -16,11 +16,11 @@ import warnings
 from collections.abc import Sequence
 
 from qwen3_embeddings import __version__
-from qwen3_embeddings.cli import bench, doctor, serve
+from qwen3_embeddings.cli import bench, doctor, embed, serve
 from qwen3_embeddings.cli.demo import command as demo
 from qwen3_embeddings.errors import Qwen3EmbeddingsError
 
-COMMANDS = (demo, doctor, serve, bench)
+COMMANDS = (demo, doctor, serve, embed, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
