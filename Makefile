@@ -15,7 +15,9 @@ EDITABLE := -e '.[server,reference,testing]' $(foreach f,$(filter-out pyproject.
 
 PIP := $(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: install demo test test-servers soak fuzz lint types docs bench clean
+MONITORING_TOOLS := prometheus promtool caddy npm
+
+.PHONY: install demo test test-servers test-monitoring soak fuzz lint types docs bench clean
 
 install: $(VENV)/installed
 
@@ -46,6 +48,13 @@ $(SERVERS)/installed: tools/servers/install.sh
 	mkdir -p $(SERVERS)
 	PYTHON=$(PYTHON) tools/servers/install.sh $(SERVERS)
 	touch $@
+
+# Prometheus, Caddy and Grafana's schema against a real server under load: some four minutes.
+test-monitoring: install
+	@for tool in $(MONITORING_TOOLS); do command -v $$tool > /dev/null || \
+	  { echo "no $$tool: apt-get install prometheus caddy npm"; exit 1; }; done
+	$(PIP) --group monitoring
+	$(BIN)/python -m pytest tests/deploy_monitoring.py
 
 # The random tests of processes for longer: 10,000 calls, 300 signals.
 soak: install
