@@ -245,3 +245,22 @@ def test_memory_bits_are_those_of_a_real_checkpoint(checkpoint: str, scripts: An
 def test_memory_table_of_the_guide_is_what_memory_py_prints(scripts: Any) -> None:
     _, memory = scripts
     assert "\n".join(memory.table()) in GUIDE.read_text()
+
+
+# Open WebUI: its own test is deploy_open_webui.py.
+
+
+def test_open_webui_compose_starts_vllm_with_the_flags_of_compose() -> None:
+    ours = yaml.safe_load((ROOT / "integrations/open-webui/compose.yaml").read_text())["services"]
+    assert ours["vllm"]["command"] == services()["vllm-0-6b-8gb"]["command"]
+    assert ours["vllm"]["image"] in services()["vllm-0-6b-8gb"]["image"]
+    assert ours["open-webui"]["environment"]["RAG_EMBEDDING_MODEL"] == ours["vllm"]["command"][0]
+
+
+def test_open_webui_query_prefix_is_the_default_instruction_with_a_real_newline() -> None:
+    from qwen3_embeddings.prompts import TASKS, instruct
+
+    ours = yaml.safe_load((ROOT / "integrations/open-webui/compose.yaml").read_text())["services"]
+    prefix = ours["open-webui"]["environment"]["RAG_EMBEDDING_QUERY_PREFIX"]
+    assert prefix.count("\n") == 1
+    assert prefix + "how long" == instruct(TASKS["web_search"].instruction, "how long")
