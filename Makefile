@@ -9,13 +9,17 @@ TORCH_INDEX ?=
 FUZZ_SECONDS ?= 600
 VENV := .venv
 SERVERS := .servers
+OPEN_WEBUI := .open-webui
 BIN := $(VENV)/bin
 PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml) $(wildcard models/*/pyproject.toml)
 EDITABLE := -e '.[server,reference,testing]' $(foreach f,$(filter-out pyproject.toml,$(PROJECTS)),-e $(dir $(f)))
 
 PIP := $(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: install demo test test-servers soak fuzz lint types docs bench clean
+MONITORING_TOOLS := prometheus promtool caddy npm
+
+.PHONY: install demo test test-servers test-monitoring test-open-webui soak fuzz lint types docs \
+  bench clean
 
 install: $(VENV)/installed
 
@@ -45,6 +49,23 @@ test-servers: install $(SERVERS)/installed
 $(SERVERS)/installed: tools/servers/install.sh
 	mkdir -p $(SERVERS)
 	PYTHON=$(PYTHON) tools/servers/install.sh $(SERVERS)
+	touch $@
+
+# Prometheus, Caddy and Grafana's schema against a real server under load: some four minutes.
+test-monitoring: install
+	@for tool in $(MONITORING_TOOLS); do command -v $$tool > /dev/null || \
+	  { echo "no $$tool: apt-get install prometheus caddy npm"; exit 1; }; done
+	$(PIP) --group monitoring
+	$(BIN)/python -m pytest tests/deploy_monitoring.py
+
+# Open WebUI in an environment of its own against a real server: 3 GB, and some five minutes.
+test-open-webui: install $(OPEN_WEBUI)/installed
+	OPEN_WEBUI=$(OPEN_WEBUI) $(BIN)/python -m pytest tests/deploy_open_webui.py
+
+$(OPEN_WEBUI)/installed:
+	$(PYTHON) -m venv $(OPEN_WEBUI)
+	$(OPEN_WEBUI)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
+	$(OPEN_WEBUI)/bin/python -m pip install --quiet open-webui==0.12.4
 	touch $@
 
 # The random tests of processes for longer: 10,000 calls, 300 signals.
@@ -80,4 +101,4 @@ bench: install
 	$(BIN)/python benchmarks all
 
 clean:
-	rm -rf $(VENV) $(SERVERS) build dist
+	rm -rf $(VENV) $(SERVERS) $(OPEN_WEBUI) build dist
