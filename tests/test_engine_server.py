@@ -638,7 +638,7 @@ def test_a_refused_size_is_not_taken_for_a_long_text(fake: FakeServer) -> None:
     np.testing.assert_allclose(vectors, expected, atol=2e-6)
 
 
-def test_server_with_limit_of_texts_per_request_embeds_all(fake: FakeServer) -> None:
+def test_limit_of_texts_per_request_is_learned(fake: FakeServer) -> None:
     embedder = embedder_of(fake)
 
     def limited(body: dict[str, Any]) -> httpx.Response:
@@ -650,6 +650,9 @@ def test_server_with_limit_of_texts_per_request_embeds_all(fake: FakeServer) -> 
     expected = [fake.vector(text) for text in texts]
     np.testing.assert_allclose(embedder.encode_document(texts), expected, atol=1e-6)
     assert len(fake.bodies) == 7
+    fake.bodies.clear()
+    np.testing.assert_allclose(embedder.encode_document(texts), expected, atol=1e-6)
+    assert len(fake.bodies) == 4, "forgot the limit"
 
 
 def test_a_failed_start_leaves_nothing_behind(fake: FakeServer) -> None:

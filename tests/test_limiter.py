@@ -1,4 +1,4 @@
-"""How many requests are under way at once."""
+"""How many requests are in flight at once."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from collections.abc import AsyncIterator
 import pytest
 
 from qwen3_embeddings.engines.openai import limiter as slots_module
-from qwen3_embeddings.engines.openai.limiter import ANSWERS_A_SLOT, Slot, Slots
+from qwen3_embeddings.engines.openai.limiter import ANSWERS_PER_SLOT, Slot, Slots
 
 QUERY, DOCUMENT = True, False
 
 
 @pytest.fixture(autouse=True)
 def long_after_a_query(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No slot is kept for the next query, but in the test of that."""
+    """Keep no slot for the next query, except in the test of that."""
     monkeypatch.setattr(slots_module, "MIXED_SECONDS", 0)
 
 
 @contextlib.asynccontextmanager
 async def taken(slots: Slots, number: int, urgent: bool = DOCUMENT) -> AsyncIterator[list[Slot]]:
-    """Slots of so many requests under way."""
+    """Hold the slots of `number` requests in flight."""
     async with contextlib.AsyncExitStack() as stack:
         yield [await stack.enter_async_context(slots.one(urgent)) for _ in range(number)]
 
 
 async def takes(slots: Slots, urgent: bool = DOCUMENT) -> int:
-    """How many more requests can be under way at once."""
+    """Return how many more requests can be in flight."""
     async with contextlib.AsyncExitStack() as stack:
         for number in range(2 * slots.most + 1):
             try:
@@ -42,21 +42,21 @@ async def takes(slots: Slots, urgent: bool = DOCUMENT) -> int:
 
 
 class Line:
-    """Requests that wait for a slot, in the order in which they get one."""
+    """Requests that wait for a slot, in the order in which they are granted one."""
 
     def __init__(self, slots: Slots) -> None:
         self.slots, self.got = slots, list[str]()
-        self.under_way: dict[str, asyncio.Event] = {}
+        self.in_flight: dict[str, asyncio.Event] = {}
         self.tasks: list[asyncio.Task[None]] = []
 
     async def join(self, name: str) -> None:
-        """One more, a query or a document by its first letter."""
+        """Add a request, a query or a document by its first letter."""
 
         async def one() -> None:
             async with self.slots.one(name[0] == "q"):
                 self.got.append(name)
-                self.under_way[name] = asyncio.Event()
-                await self.under_way[name].wait()
+                self.in_flight[name] = asyncio.Event()
+                await self.in_flight[name].wait()
 
         self.tasks.append(asyncio.create_task(one()))
         await asyncio.sleep(0)
@@ -64,21 +64,21 @@ class Line:
     async def answer(self, name: str) -> None:
         for _ in range(5):
             await asyncio.sleep(0)
-        self.under_way.pop(name).set()
+        self.in_flight.pop(name).set()
         for _ in range(5):
             await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("refused", [1, 3, 6])
-async def test_what_is_left_is_what_the_server_took(refused: int) -> None:
+async def test_refused_requests_lower_the_limit_to_those_accepted(refused: int) -> None:
     slots = Slots(8)
-    async with taken(slots, 7) as held:  # the others are lost with the first, unused
+    async with taken(slots, 7) as held:  # unused slots go with the first refusal
         for slot in held[:refused]:
             assert slot.refused()
     assert slots.count == await takes(slots) == 7 - refused
 
 
-async def test_queries_and_documents_have_as_many_each_but_share_what_is_left() -> None:
+async def test_limit_lowered_is_shared_by_queries_and_documents() -> None:
     slots = Slots(4)
     async with taken(slots, 4) as documents, taken(slots, 4, QUERY) as queries:
         assert (await takes(slots), await takes(slots, QUERY)) == (0, 0)
@@ -89,20 +89,20 @@ async def test_queries_and_documents_have_as_many_each_but_share_what_is_left() 
 
 
 @pytest.mark.parametrize("urgent", [QUERY, DOCUMENT])
-async def test_the_last_slot_stays(urgent: bool) -> None:
+async def test_refused_alone_keeps_the_slot_and_lends_it_to_queries(urgent: bool) -> None:
     slots = Slots(4)
     async with taken(slots, 1, urgent) as [slot]:
         assert not slot.refused()
         assert slots.count == 1
         slot.rest()
-        assert await takes(slots, QUERY) == 1, "whoever backs off keeps no query waiting"
+        assert await takes(slots, QUERY) == 1, "a request that backs off keeps no query waiting"
         assert await takes(slots, DOCUMENT) == (1 if urgent else 0), "but documents wait"
         await slot.take()
         assert await takes(slots, QUERY) == await takes(slots, DOCUMENT) == 0
     assert await takes(slots, QUERY) == await takes(slots, DOCUMENT) == 1
 
 
-async def test_documents_behind_one_that_gave_up_go_on() -> None:
+async def test_resting_document_cancelled_frees_its_slot() -> None:
     slots = Slots(4)
     async with taken(slots, 1) as [slot]:
         assert not slot.refused()
@@ -110,8 +110,8 @@ async def test_documents_behind_one_that_gave_up_go_on() -> None:
     assert await takes(slots) == 1
 
 
-async def test_documents_that_back_off_keep_their_places_but_no_query_waiting() -> None:
-    """They may back off from a server that is down, for minutes."""
+async def test_resting_documents_hold_back_documents_but_no_query() -> None:
+    """They may back off for minutes while a server is down."""
     slots = Slots(4)
     async with taken(slots, 4) as held:
         held[0].refused()
@@ -128,33 +128,50 @@ async def test_documents_that_back_off_keep_their_places_but_no_query_waiting() 
     assert await takes(slots) == 3
 
 
-async def test_a_refusal_heard_after_the_others_answers_was_for_their_number() -> None:
+async def test_refused_after_the_others_were_answered_still_loses_the_slot() -> None:
     slots = Slots(4)
     async with taken(slots, 2) as [first, second]:
         first.leave()
-        assert second.refused(), "another was under way when it was sent"
+        assert second.refused(), "another was in flight when it was sent"
         await second.take()
         assert not second.refused()
 
 
-async def test_answers_bring_slots_back_each_sooner_than_the_one_before() -> None:
+async def test_answered_while_full_raises_the_limit_by_one_per_few_answers() -> None:
     slots = Slots(4)
     async with taken(slots, 4) as documents, taken(slots, 4, QUERY) as queries:
         for slot in [*documents[1:], *queries]:
             slot.refused()
     counts = []
-    for _ in range(4 * ANSWERS_A_SLOT):
+    for _ in range(8 * ANSWERS_PER_SLOT):
         few = slots.count // 2
         async with taken(slots, few, QUERY), taken(slots, slots.count - few) as held:
             held[0].answered()
         counts.append(slots.count)
-    steps = [ANSWERS_A_SLOT, ANSWERS_A_SLOT // 2, ANSWERS_A_SLOT // 4, 1, 1, 1, 1]
-    ends = [sum(steps[: i + 1]) for i in range(7)]
-    assert counts == [1 + sum(answers >= end for end in ends) for answers in range(1, 33)]
+    assert counts == [min(8, 1 + n // ANSWERS_PER_SLOT) for n in range(1, len(counts) + 1)]
     assert counts[-1] == 8, "and never more"
 
 
-async def test_after_the_last_one_was_refused_the_next_answer_brings_one() -> None:
+async def test_refused_at_random_keeps_most_of_the_limit() -> None:
+    """A server that refuses one request of five for another reason than their number."""
+    chance = random.Random(1)
+    slots = Slots(8)
+    counts = []
+    async with contextlib.AsyncExitStack() as stack:
+        held = [await stack.enter_async_context(slots.one(DOCUMENT)) for _ in range(8)]
+        for _ in range(2000):
+            slot = chance.choice(held)
+            if chance.random() < 0.2 and slot.refused():
+                held.remove(slot)
+            else:
+                slot.answered()
+            while len(held) < min(8, slots.count):
+                held.append(await stack.enter_async_context(slots.one(DOCUMENT)))
+            counts.append(min(8, slots.count))
+    assert sum(counts) / len(counts) > 5
+
+
+async def test_answered_after_a_refusal_alone_raises_the_limit_at_once() -> None:
     slots = Slots(4)
     async with taken(slots, 1) as [slot]:
         slot.refused()
@@ -163,7 +180,7 @@ async def test_after_the_last_one_was_refused_the_next_answer_brings_one() -> No
     assert await takes(slots) == 2
 
 
-async def test_answers_bring_none_while_slots_are_free() -> None:
+async def test_answered_while_slots_are_free_leaves_the_limit() -> None:
     slots = Slots(4)
     async with taken(slots, 3) as held:
         held[0].refused()
@@ -173,7 +190,7 @@ async def test_answers_bring_none_while_slots_are_free() -> None:
     assert await takes(slots) == 2
 
 
-async def test_documents_give_way_to_queries_but_keep_one() -> None:
+async def test_grant_prefers_queries_but_keeps_one_document_in_flight() -> None:
     slots = Slots(3)
     async with taken(slots, 3, QUERY), taken(slots, 1) as [document]:
         document.refused()
@@ -185,7 +202,7 @@ async def test_documents_give_way_to_queries_but_keep_one() -> None:
         await line.answer(name)
     assert line.got[3:] == ["q1", "q2"]
     await line.answer("q1")
-    assert line.got[5:] == ["q3"], "a document is under way"
+    assert line.got[5:] == ["q3"], "a document is in flight"
     await line.answer("d3")
     assert line.got[6:] == ["d4"], "none is"
     for name in ("q2", "q3", "d4", "q4", "d5"):
@@ -194,7 +211,7 @@ async def test_documents_give_way_to_queries_but_keep_one() -> None:
     await asyncio.gather(*line.tasks)
 
 
-async def test_documents_leave_a_slot_for_the_next_query_for_a_while(
+async def test_documents_leave_a_slot_for_the_next_query(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slots = Slots(4)
@@ -207,17 +224,18 @@ async def test_documents_leave_a_slot_for_the_next_query_for_a_while(
     async with taken(slots, 2) as held:
         assert await takes(slots, QUERY) == 1
         held[0].refused()
-        assert await takes(slots) == 0, "of one there is none to leave"
-        for _ in range(ANSWERS_A_SLOT):
+        assert await takes(slots) == 0, "the other is kept for a query"
+        before = slots.count
+        for _ in range(ANSWERS_PER_SLOT):
             held[1].answered()
-        assert slots.count == 2, "the free one stands in no way"
+        assert slots.count == before + 1, "the kept one counts as in use"
     monkeypatch.setattr(slots_module, "MIXED_SECONDS", 0)
     async with taken(slots, 1, QUERY):
         pass
-    assert await takes(slots) == 2
+    assert await takes(slots) == slots.count
 
 
-async def test_who_lost_a_slot_is_the_first_to_take_another() -> None:
+async def test_take_after_a_lost_slot_goes_before_new_requests() -> None:
     slots = Slots(2)
     line = Line(slots)
     async with taken(slots, 1) as [slot]:
@@ -233,16 +251,16 @@ async def test_who_lost_a_slot_is_the_first_to_take_another() -> None:
     await asyncio.gather(*line.tasks)
 
 
-async def test_a_slot_that_is_free_again_goes_to_who_waits() -> None:
+async def test_free_slot_is_granted_to_a_waiting_request() -> None:
     slots = Slots(2)
     line = Line(slots)
     async with taken(slots, 2, QUERY) as [first, second]:
         first.refused()
         await line.join("d1")
-        for _ in range(ANSWERS_A_SLOT):
+        for _ in range(ANSWERS_PER_SLOT):
             second.answered()
         await asyncio.sleep(0)
-        assert line.got == ["d1"], "the one that an answer brought"
+        assert line.got == ["d1"], "the one that an answer added"
         await line.answer("d1")
         assert second.refused(), "sent beside the first"
         await second.take()
@@ -250,7 +268,7 @@ async def test_a_slot_that_is_free_again_goes_to_who_waits() -> None:
         assert not second.refused()
         second.rest()
         await asyncio.sleep(0)
-        assert line.got == ["d1", "d2"], "and a query's that backs off"
+        assert line.got == ["d1", "d2"], "and that of a query that backs off"
         taking = asyncio.create_task(second.take())
         await line.join("q1")
         assert not taking.done()
@@ -261,7 +279,7 @@ async def test_a_slot_that_is_free_again_goes_to_who_waits() -> None:
     await asyncio.gather(*line.tasks)
 
 
-async def test_each_time_it_is_sent_a_request_is_alone_or_not() -> None:
+async def test_refused_counts_others_at_the_last_attempt() -> None:
     slots = Slots(2)
     async with taken(slots, 1) as [first]:
         async with taken(slots, 1):
@@ -270,7 +288,7 @@ async def test_each_time_it_is_sent_a_request_is_alone_or_not() -> None:
 
 
 @pytest.mark.parametrize("mixed_seconds", [0, 60])
-async def test_the_only_slot_is_for_a_query_and_a_document_in_turns(
+async def test_only_slot_alternates_between_queries_and_documents(
     mixed_seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slots_module, "MIXED_SECONDS", mixed_seconds)
@@ -281,7 +299,7 @@ async def test_the_only_slot_is_for_a_query_and_a_document_in_turns(
     for name in ("d1", "d2", "d3", "q1", "q2", "q3"):
         await line.join(name)
     for name in ("d1", "q1", "d2", "q2", "d3", "q3"):
-        assert list(line.under_way) == [name]
+        assert list(line.in_flight) == [name]
         await line.answer(name)
     await line.join("d4")
     await line.answer("d4")
@@ -289,24 +307,24 @@ async def test_the_only_slot_is_for_a_query_and_a_document_in_turns(
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_no_slot_is_lost_or_made_up(seed: int) -> None:
-    """Requests of both kinds, refused, answered, given up at any moment."""
+async def test_random_requests_lose_and_invent_no_slot(seed: int) -> None:
+    """Requests of both kinds are refused, answered and cancelled at any moment."""
     chance = random.Random(seed)
     slots = Slots(chance.randint(1, 6))
     limit = chance.randint(0, 2 * slots.most)
-    under_way = Counter[bool]()
+    in_flight = Counter[bool]()
 
     async def request(urgent: bool) -> None:
         async with slots.one(urgent) as slot:
             for _ in range(5):
-                under_way[urgent] += 1
-                assert under_way[urgent] <= slots.most
-                assert under_way.total() <= slots.count <= 2 * slots.most
-                fits = under_way.total() <= limit
+                in_flight[urgent] += 1
+                assert in_flight[urgent] <= slots.most
+                assert in_flight.total() <= slots.count <= 2 * slots.most
+                fits = in_flight.total() <= limit
                 try:
                     await asyncio.sleep(chance.choice([0, 0, 0.001]))
                 finally:
-                    under_way[urgent] -= 1
+                    in_flight[urgent] -= 1
                 if fits and chance.random() < 0.9:
                     return slot.answered()
                 if fits:  # an error of another kind

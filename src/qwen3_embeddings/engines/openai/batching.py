@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
@@ -16,8 +17,15 @@ from qwen3_embeddings.engines.openai.endpoint import Endpoint
 from qwen3_embeddings.engines.openai.isolation import Isolation, Outcome
 from qwen3_embeddings.engines.openai.limiter import Slot, Slots
 from qwen3_embeddings.engines.openai.wire import Embeddings
-from qwen3_embeddings.errors import Qwen3EmbeddingsError, ServerError, TextTooLongError
+from qwen3_embeddings.errors import (
+    Qwen3EmbeddingsError,
+    ServerError,
+    ServerRefusedError,
+    TextTooLongError,
+)
 from qwen3_embeddings.vectors import Vectors
+
+logger = logging.getLogger(__name__)
 
 GATHER_SECONDS = 0.001
 """How long a chunk waits for others to share its request."""
@@ -77,7 +85,7 @@ class Batcher:
     Args:
         endpoint: where requests go.
         slots: limits the requests in flight.
-        most: maximum number of texts per request.
+        most: maximum number of texts per request; lowered if the server refuses so many.
         patience: seconds that documents wait for a server that is down.
         spawn: starts a task that ends with the engine, in a context.
     """
@@ -92,7 +100,7 @@ class Batcher:
     ) -> None:
         self._endpoint = endpoint
         self._slots = slots
-        self._most = most
+        self.most = most
         self._patience = patience
         self._spawn = spawn
         self._lines: dict[Kind, list[Chunk]] = defaultdict(list)
@@ -131,10 +139,10 @@ class Batcher:
     def _request_size(self, kind: Kind) -> int:
         """Maximum number of texts for the next request of this kind."""
         if not kind.urgent:
-            return self._most
+            return self.most
         waiting = sum(len(chunk.prompts) for chunk in self._lines[kind])
         share = math.ceil(waiting / min(self._slots.count, self._slots.most))
-        return min(self._most, max(QUERIES_PER_REQUEST, share))
+        return min(self.most, max(QUERIES_PER_REQUEST, share))
 
     async def _send(self, group: list[Chunk], kind: Kind, slot: Slot) -> None:
         """Send one request for a group of chunks and answer them. Callers may give up meanwhile."""
@@ -192,7 +200,13 @@ class Batcher:
             return await self._request(["probe"], kind, slot, 0)
 
         patience = 0.0 if kind.urgent else self._patience
-        return await Isolation(send, probe, slot, patience).search(total, error)
+        outcome = await Isolation(send, probe, slot, patience).search(total, error)
+        if isinstance(error, ServerRefusedError) and not (outcome.blamed or outcome.stopped):
+            # All texts passed, so their number was refused. Remembering it: 64 texts take 40 ms
+            # instead of 390 on a server that accepts 10 per request and answers in 20 ms.
+            self.most = min(self.most, max(len(part) for part, _ in outcome.pieces))
+            logger.info("%s does not accept %d texts per request", self._endpoint.base_url, total)
+        return outcome
 
     async def _request(
         self, prompts: list[Prompt], kind: Kind, slot: Slot, retries: int | None

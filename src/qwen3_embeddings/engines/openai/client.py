@@ -99,7 +99,6 @@ class ServerEngine:
         )
         self.base_url = self.connection.base_url
         self.model = model
-        self.chunk_texts = batch_size
         self.chunks_in_flight = max_concurrency
         self.endpoint = Endpoint(self.connection)
         self._restart_timeout = restart_timeout
@@ -109,6 +108,11 @@ class ServerEngine:
             self.endpoint, self._slots, batch_size, restart_timeout, self._spawn
         )
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def chunk_texts(self) -> int:
+        """Prompts the embedder should pass at once."""
+        return self._batcher.most
 
     @property
     def cuts_itself(self) -> bool:

@@ -1,4 +1,4 @@
-"""How many requests are under way at once: up to a limit, and no more than the server takes."""
+"""How many requests are in flight at once: up to a maximum, and no more than the server accepts."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from collections.abc import AsyncIterator
 
 from qwen3_embeddings.engines.base import MIXED_SECONDS
 
-ANSWERS_A_SLOT = 8
-"""Answers for one more request after a refusal; for the next half as many, and so on until one is
-refused. docs/performance.md compares 8, 16 and 32."""
+ANSWERS_PER_SLOT = 3
+"""Successful answers that raise the limit by one. With fewer, more requests are refused while a
+server accepts few at once. With four or more, a server that refuses every fifth request for another
+reason brings the limit down to one (benchmarks/limits.py)."""
 
 
 class Slots:
-    """Room for requests: the limit while the server takes them, else as many as it took.
+    """An adaptive limit of requests in flight.
 
-    A server or gateway that takes only so many at once refuses the others (429). Each of these
-    loses its slot, so what is left is what the server took. Answers bring slots back, one by one,
-    while all that are left are in use. The next free one is for queries, and for a while after one
-    documents leave one free. Documents of which none is under way take turns with queries.
+    The first HTTP 429 lowers the limit to the number of other requests in flight, each further one
+    by one. `ANSWERS_PER_SLOT` successful answers raise it by one while all slots are in use.
+    Queries go first. For `MIXED_SECONDS` after a query, documents leave one slot free for the next
+    one. If no document is in flight, queries and documents alternate.
 
     Args:
-        most: requests under way at once where none is refused, for queries and for documents each.
+        most: maximum number of requests in flight, for queries and for documents each.
 
     Attributes:
-        count: requests that may be under way now, of both together, from 1 to twice `most`.
+        count: the limit for queries and documents together, from 1 to twice `most`.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.count = 2 * most
-        self._taken = {True: 0, False: 0}  # queries' and documents', as everywhere below
+        self._held = {True: 0, False: 0}  # by urgent: queries', documents'
         self._lines: dict[bool, deque[asyncio.Future[None]]] = {True: deque(), False: deque()}
-        self._last = False  # whose the slot given out last is
+        self._resting = 0  # documents that hold a slot and back off
+        self._last = False  # whether the slot granted last went to a query
         self._mixed_until = 0.0
-        self._resting = 0  # documents' that are taken, but back off
         self._answers = 0
-        self._needed = ANSWERS_A_SLOT
 
     @contextlib.asynccontextmanager
     async def one(self, urgent: bool) -> AsyncIterator[Slot]:
-        """A slot for one request, when one is free; a request may lose it, and take another."""
+        """Hold a slot for one request, as soon as one is free."""
         slot = Slot(self, urgent)
         try:
             await slot.take()
@@ -52,34 +52,32 @@ class Slots:
             slot.leave()
 
     @property
-    def _under_way(self) -> int:
-        return sum(self._taken.values()) - self._resting
+    def in_flight(self) -> int:
+        """Number of requests in flight."""
+        return self._held[True] + self._held[False] - self._resting
 
     @property
-    def _full(self) -> bool:
-        """Whether documents can take no more."""
+    def full(self) -> bool:
+        """Whether documents can get no further slot."""
         kept = self.count > 1 and time.monotonic() < self._mixed_until
-        return self._taken[False] + max(self._taken[True], int(kept)) >= self.count
+        return self._held[False] + max(self._held[True], int(kept)) >= self.count
 
-    def _hand_out(self) -> None:
+    def grant(self) -> None:
         """Give the free slots to those that wait."""
-        while self._under_way < self.count and (urgent := self._next()) is not None:
+        while self.in_flight < self.count and (urgent := self._next()) is not None:
             place = self._lines[urgent].popleft()
-            if not place.done():  # or who waited gave up
+            if not place.done():  # else it was cancelled
                 place.set_result(None)
-                self._taken[urgent] += 1
+                self._held[urgent] += 1
                 self._last = urgent
 
     def _next(self) -> bool | None:
-        """Whose the next free slot is; None when nobody can take it."""
-        queries, documents = (
-            bool(self._lines[urgent]) and self._taken[urgent] < self.most
-            for urgent in (True, False)
-        )
-        documents = documents and not self._full
-        if queries and documents:
-            return self._taken[False] > 0 or not self._last
-        return queries if queries or documents else None
+        """Whether the next free slot goes to a query; None if nobody can have it."""
+        query = bool(self._lines[True]) and self._held[True] < self.most
+        document = bool(self._lines[False]) and self._held[False] < self.most and not self.full
+        if query and document:
+            return self._held[False] > 0 or not self._last
+        return query if query or document else None
 
 
 class Slot:
@@ -88,10 +86,10 @@ class Slot:
     def __init__(self, slots: Slots, urgent: bool) -> None:
         self._slots, self._urgent = slots, urgent
         self._held = self._rests = False
-        self._sent = self._alone = False  # whether ever sent, and last with no other under way
+        self._sent = self._alone = False  # ever sent; sent last with no other in flight
 
     async def take(self) -> None:
-        """Wait until the request may be sent; again, before those that never were."""
+        """Wait for a slot, unless the request holds one. One that was sent before goes first."""
         slots = self._slots
         if not self._held or self._rests:
             if self._urgent:
@@ -99,58 +97,59 @@ class Slot:
             place = asyncio.get_running_loop().create_future()
             line = slots._lines[self._urgent]
             (line.appendleft if self._sent else line.append)(place)
-            self.leave()  # one that rests is taken anew
+            self.leave()  # a resting one is granted anew
             try:
                 await place
-            finally:  # who gives up may just have been given one
+            finally:  # a cancelled wait may just have been granted
                 self._held = place.done() and not place.cancelled()
         self._sent = True
-        self._alone = slots._under_way == 1
+        self._alone = slots.in_flight == 1
 
     def leave(self) -> None:
-        """Give the slot to the next request, if this still has it."""
+        """Release the slot, if the request holds one."""
         slots = self._slots
-        slots._taken[self._urgent] -= self._held
+        slots._held[self._urgent] -= self._held
         slots._resting -= self._rests
         self._held = self._rests = False
-        slots._hand_out()
+        slots.grant()
 
     def rest(self) -> None:
-        """Let queries have the slot while this backs off: somebody waits for them.
+        """Lend the slot to queries while the request backs off.
 
-        Documents wait for one of theirs that does, or each would use up its retries.
+        Other documents wait meanwhile: they would use up their retries on the same server.
         """
         if self._urgent:
             self.leave()
         elif self._held:
             self._rests = True
             self._slots._resting += 1
-            self._slots._hand_out()
+            self._slots.grant()
 
     def answered(self) -> None:
-        """Count an answer: enough of them bring a lost slot back, and the next one sooner."""
+        """Count a successful answer; enough of them raise the limit while it is used up."""
         slots = self._slots
-        if slots.count == 2 * slots.most or not slots._full:
+        if slots.count == 2 * slots.most or not slots.full:
             return
         slots._answers += 1
-        if slots._answers >= slots._needed:
+        if slots._answers >= ANSWERS_PER_SLOT:
             slots._answers = 0
-            slots._needed = max(1, slots._needed // 2)
             slots.count += 1
-            slots._hand_out()
+            slots.grant()
 
     def refused(self) -> bool:
-        """Lose the slot, and those nobody uses: the server takes no more than the others.
+        """Lower the limit: first to the other requests in flight, then by one per refusal.
 
-        False where there are no others, nor were when it was sent: so it was not for their number,
-        it keeps the slot, and the next answer brings another.
+        Returns:
+            True if the request lost its slot. False if it was the only one in flight: then the
+            limit was not the reason, the request keeps its slot, and the next answer raises the
+            limit.
         """
         slots = self._slots
-        others = slots._under_way - 1
+        others = slots.in_flight - 1
         lost = others > 0 or not self._alone
-        slots.count = max(1, others)
-        slots._answers = 0
-        slots._needed = ANSWERS_A_SLOT if lost else 1
+        unused = slots.count == 2 * slots.most
+        slots.count = max(1, others if unused else slots.count - 1)
+        slots._answers = 0 if lost else ANSWERS_PER_SLOT - 1
         if lost:
             self.leave()
         return lost
