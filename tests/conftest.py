@@ -1,4 +1,4 @@
-"""The engines, the texts and the interpreter for scripts that the core's tests share."""
+"""Engines, texts, a faulty server and an interpreter for scripts, shared by the core's tests."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ TEXTS = [
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    """Texts that go wrong elsewhere; two of them are equal."""
+    """Return texts that other libraries get wrong; two of them are equal."""
     assert len(TEXTS) >= 40
     return TEXTS
 
@@ -85,7 +85,7 @@ def reference(checkpoint: str) -> Iterator[Embedder]:
 
 @pytest.fixture(scope="session")
 def remote(server: RunningServer) -> Iterator[Embedder]:
-    """The real vLLM server."""
+    """Return an embedder of the real vLLM server."""
     with Embedder(base_url=server.base_url, api_key=server.api_key) as shared:
         yield shared
 
@@ -96,7 +96,7 @@ def wrong_server(
 ) -> Iterator[RunningServer]:
     """A real vLLM server with four faults: tokenizer, activation, Matryoshka, a borrowed name.
 
-    It appends no end token, gives rows of any length and refuses `dimensions`, even its own size.
+    It appends no end token, returns rows of any length and refuses `dimensions`, even its own size.
     """
     folder = tmp_path_factory.mktemp("wrong-server")
     model = Path(shutil.copytree(checkpoint, folder / "checkpoint"))
@@ -248,7 +248,7 @@ FORKING = """
 
 @dataclass(frozen=True)
 class Ended:
-    """A script that has ended: its exit code, what it wrote, and processes it left behind."""
+    """A script that has ended: its exit code, its output, and processes it left behind."""
 
     returncode: int
     stdout: str
@@ -261,7 +261,7 @@ RunScript = Callable[..., Ended]
 
 @pytest.fixture(scope="session")
 def run_script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunScript]:
-    """Runs scripts in interpreters that have imported vLLM, which takes most of a start.
+    """Run scripts in interpreters that have imported vLLM, which is most of a start.
 
     They are forks of one that did, and end as every interpreter does. A script that hangs fails,
     and what it started ends with it.
@@ -302,7 +302,7 @@ def run_script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunScript]:
 
 
 def end_session(leader: Path) -> list[int]:
-    """Kill a session whose leader's number is in a file; who did not end by himself in time."""
+    """Kill a session whose leader's id is in a file. Return processes that did not end in time."""
     if not leader.exists():
         return []
     session = int(leader.read_text())
@@ -315,7 +315,7 @@ def end_session(leader: Path) -> list[int]:
 
 
 def session_members(session: int) -> list[int]:
-    """Living processes of a session, which its first process leads."""
+    """Return the living processes of a session."""
     members = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

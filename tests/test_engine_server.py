@@ -1,4 +1,4 @@
-"""The client against a real vLLM server, and against answers a real one won't give on demand."""
+"""The client against a real vLLM server, and against answers that one does not give on demand."""
 
 from __future__ import annotations
 
@@ -54,21 +54,23 @@ def connect(server: RunningServer, **arguments: Any) -> Embedder:
 
 
 def spoken(embedder: Embedder) -> str:
-    """The wire format the server turned out to speak."""
+    """Return the wire format that was learned."""
     return embedder._lease.engine.endpoint.wire_format  # type: ignore[attr-defined,no-any-return]
 
 
-def test_what_is_learned(server: RunningServer, remote: Embedder) -> None:
+def test_start_real_server_learns_model_sizes_and_wire_format(
+    server: RunningServer, remote: Embedder
+) -> None:
     served = remote.start()
     assert (served.engine, served.model) == ("server", "tiny")
     assert (served.dimensions, served.native, served.context) == (128, 128, 2048)
     assert spoken(remote) == "bytes_only"
 
 
-def test_each_wire_of_a_real_server_gives_the_same_vectors(
+def test_encode_document_every_wire_format_of_vllm_returns_equal_vectors(
     server: RunningServer, remote: Embedder, texts: list[str]
 ) -> None:
-    """Hazard 8: a decoder that takes one wire's bytes for another's returns garbage."""
+    """A decoder that mistakes one format for another returns garbage."""
     expected = remote.encode_document(texts)
     for wire in FORMATS:
         embedder = connect(server, default_headers={"X-Wire": wire})
@@ -78,20 +80,20 @@ def test_each_wire_of_a_real_server_gives_the_same_vectors(
         assert spoken(embedder) == wire
 
 
-def test_the_path_of_the_weights_names_the_model_too(
+def test_start_model_given_by_path_of_weights_is_found(
     server: RunningServer, checkpoint: str
 ) -> None:
     assert connect(server, model=checkpoint).start().model == "tiny"
 
 
-def test_errors_of_a_real_server_say_the_way_out(server: RunningServer) -> None:
+def test_errors_of_a_real_server_name_the_fix(server: RunningServer) -> None:
     with pytest.raises(AuthenticationError, match="QWEN3_EMBEDDINGS_API_KEY"):
         connect(server, api_key="wrong").encode_query(["x"])
     with pytest.raises(ModelNotFoundError, match="'tiny'"):
         connect(server, model="other").encode_query(["x"])
     with pytest.raises(ServerConnectionError, match="base_url"):
         Embedder(base_url=f"http://127.0.0.1:{free_port()}", max_retries=0).encode_query(["x"])
-    for host in ("xn--", "a" * 300):  # no name of a host, which is only told when it is looked up
+    for host in ("xn--", "a" * 300):  # not host names, which shows only at the look-up
         with pytest.raises(ServerConnectionError, match="base_url"):
             Embedder(base_url=f"http://{host}", max_retries=0).encode_query(["x"])
     with pytest.raises(ConfigurationError, match="not a URL"):
@@ -102,13 +104,13 @@ def test_errors_of_a_real_server_say_the_way_out(server: RunningServer) -> None:
         connect(server, dimensions=512).encode_query(["x"])
 
 
-def test_an_over_long_text_is_named(remote: Embedder) -> None:
+def test_encode_document_text_over_the_context_is_named(remote: Embedder) -> None:
     with pytest.raises(TextTooLongError) as caught:
         remote.encode_document(["fine"] * 100 + ["long " * 3000])
     assert caught.value.positions == (100,)
 
 
-def test_threads_and_coroutines_at_once(remote: Embedder) -> None:
+def test_encode_query_threads_and_coroutines_return_equal_vectors(remote: Embedder) -> None:
     expected = remote.encode_query([f"text {i}" for i in range(200)])
     with ThreadPoolExecutor(32) as pool:
         rows = list(pool.map(lambda i: remote.encode_query([f"text {i}"])[0], range(32)))
@@ -122,10 +124,10 @@ def test_threads_and_coroutines_at_once(remote: Embedder) -> None:
         np.testing.assert_allclose(asyncio.run(burst()), expected, atol=2e-6)
 
 
-def test_sizes_without_is_matryoshka(
+def test_encode_document_server_without_matryoshka_truncates_here(
     wrong_server: RunningServer, reference: Embedder, texts: list[str]
 ) -> None:
-    """Cut here; the end token this server leaves out goes with each text."""
+    """This server appends no end token, so each text carries it."""
     embedder = connect(wrong_server, model="tiny", dimensions=64)
     expected = truncate(reference.encode_document(texts), 64)
     cosines = (embedder.encode_document([text + END_TOKEN for text in texts]) * expected).sum(
@@ -141,7 +143,7 @@ def test_sizes_without_is_matryoshka(
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """The least a server of embeddings says."""
+    """The smallest embeddings server."""
 
     def do_GET(self) -> None:
         self._send({"data": [{"id": "tls"}]})
@@ -159,12 +161,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Write nothing."""
 
 
 @pytest.fixture
 def tls_server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """The URL of a server with a certificate no system trusts, and the certificate."""
+    """Return the URL of a server whose certificate no system trusts, and that certificate."""
     authority = trustme.CA()
     certificate = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(certificate))
@@ -180,7 +182,7 @@ def tls_server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     thread.join()
 
 
-def test_tls_is_verified(tls_server: tuple[str, Path]) -> None:
+def test_start_tls_certificate_is_verified(tls_server: tuple[str, Path]) -> None:
     url, certificate = tls_server
     with pytest.raises(ServerConnectionError, match="verify="):
         Embedder(base_url=url, max_retries=0).encode_query(["x"])
@@ -213,15 +215,15 @@ FORK = """
 """
 
 
-def test_a_fork_shares_no_connection(server: RunningServer) -> None:
-    """Both sides would read each other's answers."""
+def test_forked_child_shares_no_connection(server: RunningServer) -> None:
+    """With a shared connection both sides would read each other's answers."""
     script = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FORK)]
     command = [*script, server.base_url, server.api_key]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
 
 
-# Answers made up here.
+# Fake answers.
 
 URL = "http://embeddings.test/v1"
 PATIENCE = {"timeout": 5, "restart_timeout": 0}
@@ -266,7 +268,7 @@ def fake() -> Iterator[FakeServer]:
 
 
 def embedder_of(fake: FakeServer, **arguments: Any) -> Embedder:
-    """A started embedder: its probe was answered in plain floats."""
+    """Return a started embedder, whose probe was answered in plain floats."""
     made = Embedder(**{**PATIENCE, "base_url": URL, "max_retries": 2} | arguments)
     made.start()
     fake.bodies.clear()
@@ -275,7 +277,7 @@ def embedder_of(fake: FakeServer, **arguments: Any) -> Embedder:
 
 @pytest.fixture(autouse=True)
 def closed() -> Iterator[None]:
-    """Engines of made-up servers must not be shared between tests."""
+    """Close the engines of fake servers, which tests must not share."""
     yield
     from qwen3_embeddings import event_loop
     from qwen3_embeddings.engines import registry
@@ -291,7 +293,7 @@ def refuse(status: int, message: str, **headers: str) -> httpx.Response:
     return httpx.Response(status, json=body, headers=headers)
 
 
-def test_each_wire_gives_the_same_vectors(fake: FakeServer) -> None:
+def test_start_server_refuses_formats_uses_the_next_one(fake: FakeServer) -> None:
     texts = ["a", "b", "c"]
     expected = np.array([fake.vector(text) for text in texts])
 
@@ -329,14 +331,14 @@ def test_each_wire_gives_the_same_vectors(fake: FakeServer) -> None:
         "dimensions is currently not supported",
     ],
 )
-def test_a_refused_size_is_cut_here(fake: FakeServer, wording: str) -> None:
+def test_encode_document_size_refused_truncates_here(fake: FakeServer, wording: str) -> None:
     fake.answer = lambda body: refuse(400, wording) if "dimensions" in body else fake.floats(body)
     rows = embedder_of(fake, dimensions=32).encode_document(["a"])
     np.testing.assert_allclose(rows, truncate([fake.vector("a")], 32), atol=1e-6)
     assert ["dimensions" in body for body in fake.bodies] == [True, False]
 
 
-def test_an_ignored_size_is_cut_here(fake: FakeServer) -> None:
+def test_encode_document_size_ignored_truncates_here(fake: FakeServer) -> None:
     embedder = embedder_of(fake, dimensions=32)
     expected = truncate([fake.vector("a")], 32)
     for _ in range(2):
@@ -344,7 +346,7 @@ def test_an_ignored_size_is_cut_here(fake: FakeServer) -> None:
     assert ["dimensions" in body for body in fake.bodies] == [True, False]
 
 
-def test_vectors_are_brought_to_unit_length(fake: FakeServer) -> None:
+def test_encode_document_long_vectors_are_normalised(fake: FakeServer) -> None:
     def long(body: dict[str, Any]) -> httpx.Response:
         return fake.data(
             [
@@ -391,7 +393,9 @@ NONSENSE: list[tuple[str, bytes, str]] = [
 
 
 @pytest.mark.parametrize(("name", "content", "kind"), NONSENSE, ids=[n[0] for n in NONSENSE])
-def test_nonsense_is_a_typed_error(fake: FakeServer, name: str, content: bytes, kind: str) -> None:
+def test_encode_document_invalid_answer_is_a_typed_error(
+    fake: FakeServer, name: str, content: bytes, kind: str
+) -> None:
     embedder = embedder_of(fake)
     headers = {"content-type": kind}
     fake.answer = lambda _: httpx.Response(200, content=content, headers=headers)
@@ -400,7 +404,7 @@ def test_nonsense_is_a_typed_error(fake: FakeServer, name: str, content: bytes, 
 
 
 @pytest.mark.parametrize("bad", ["NaN", "Infinity", "-Infinity", "null"])
-def test_no_nan_is_passed_on(fake: FakeServer, bad: str) -> None:
+def test_encode_document_nan_row_is_refused(fake: FakeServer, bad: str) -> None:
     embedder = embedder_of(fake)
 
     def answer(body: dict[str, Any]) -> httpx.Response:
@@ -416,19 +420,21 @@ def test_no_nan_is_passed_on(fake: FakeServer, bad: str) -> None:
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 520])
-def test_retries_end(fake: FakeServer, status: int) -> None:
+def test_encode_document_lasting_failure_stops_after_max_retries(
+    fake: FakeServer, status: int
+) -> None:
     embedder = embedder_of(fake, max_retries=1)
     fake.answer = lambda _: refuse(status, "no", **{"Retry-After": "0"})
     with pytest.raises(ServerBusyError) as caught:
         embedder.encode_document(["a"])
     assert caught.value.status == status
     sent = [body["input"] for body in fake.bodies]
-    harmless = [] if status == 429 else [["probe"]]  # a text can be why, but not of a 429
+    harmless = [] if status == 429 else [["probe"]]  # no text causes a 429
     assert sent == [["a"], ["a"], *harmless]
 
 
 @pytest.mark.parametrize("status", [400, 402, 409, 422])
-def test_what_cannot_pass_is_not_tried_again(fake: FakeServer, status: int) -> None:
+def test_encode_document_refusal_is_not_retried(fake: FakeServer, status: int) -> None:
     embedder = embedder_of(fake)
     fake.answer = lambda _: refuse(status, "never")
     with pytest.raises(ServerRefusedError, match="never"):
@@ -436,21 +442,21 @@ def test_what_cannot_pass_is_not_tried_again(fake: FakeServer, status: int) -> N
     assert len(fake.bodies) <= 2
 
 
-def test_headers_and_key_are_sent(fake: FakeServer) -> None:
+def test_encode_query_sends_headers_and_key(fake: FakeServer) -> None:
     embedder_of(fake, api_key="sk-1", default_headers={"X-Tenant": "blue"}).encode_query(["a"])
     request = fake.router.calls.last.request
     assert request.headers["authorization"] == "Bearer sk-1"
     assert request.headers["x-tenant"] == "blue"
 
 
-def test_two_served_models_must_be_told_apart(fake: FakeServer) -> None:
+def test_start_two_served_models_asks_for_the_name(fake: FakeServer) -> None:
     fake.router.get(f"{URL}/models").respond(json={"data": [{"id": "one"}, {"id": "two"}]})
     with pytest.raises(ModelNotFoundError, match="'one', 'two'"):
         Embedder(base_url=URL).start()
     assert Embedder(base_url=URL, model="two").start().model == "two"
 
 
-def test_a_server_without_a_model_list(fake: FakeServer) -> None:
+def test_start_without_model_list_uses_the_given_name(fake: FakeServer) -> None:
     fake.router.get(f"{URL}/models").respond(404)
     assert Embedder(base_url=URL, model="given").start().model == "given"
 
@@ -467,16 +473,16 @@ def test_a_server_without_a_model_list(fake: FakeServer) -> None:
         ({"status_code": 502}, 511),
     ],
 )
-def test_the_last_token_of_the_context_before_vllm_0_32(
+def test_start_vllm_before_0_32_leaves_one_token_of_the_context(
     fake: FakeServer, version: dict[str, Any], context: int
 ) -> None:
-    """There it can hang for ever (tests/other_servers.py has a real one); so it might untold."""
+    """Before 0.32 the last token can hang (tests/other_servers.py); unknown versions too."""
     listing = {"data": [{"id": "m", "max_model_len": 512, "owned_by": "vllm"}]}
     fake.router.get(f"{URL}/models").respond(json=listing)
     asked = fake.router.get("http://embeddings.test/version").respond(**version)
     embedder = embedder_of(fake, max_retries=3)
     assert embedder.start().context == context
-    assert asked.call_count == 1, "no start waits for it"
+    assert asked.call_count == 1, "a start does not retry it"
     tokens = {"tokens": list(range(512))}
     fake.router.post("http://embeddings.test/tokenize").respond(json=tokens)
     if context == 512:
@@ -486,8 +492,8 @@ def test_the_last_token_of_the_context_before_vllm_0_32(
             embedder.encode_document(["a" * 600])
 
 
-def test_a_smaller_default_size_of_the_server(fake: FakeServer) -> None:
-    """No size means the native one: the same vectors on every road."""
+def test_encode_query_smaller_default_size_of_the_server_asks_for_native(fake: FakeServer) -> None:
+    """No size means the native one on every engine."""
     listing = {"data": [{"id": "m", "root": "Qwen/Qwen3-Embedding-0.6B", "max_model_len": 600}]}
     fake.router.get(f"{URL}/models").respond(json=listing)
     assert embedder_of(fake, dimensions=64).encode_query(["a"]).shape == (1, 64)
@@ -504,7 +510,7 @@ def test_a_smaller_default_size_of_the_server(fake: FakeServer) -> None:
 
 
 @pytest.mark.parametrize("each", [1, 5])
-def test_requests_grow_when_many_queries_wait(fake: FakeServer, each: int) -> None:
+def test_encode_query_backlog_makes_requests_larger(fake: FakeServer, each: int) -> None:
     embedder = embedder_of(fake, max_concurrency=2, batch_size=20)
     texts = [f"query {i}" for i in range(100)]
     calls = [texts[i : i + each] for i in range(0, 100, each)]
@@ -520,7 +526,7 @@ def test_requests_grow_when_many_queries_wait(fake: FakeServer, each: int) -> No
     assert len(sizes) < min(100 / QUERIES_PER_REQUEST, len(calls))
 
 
-def test_single_queries_share_requests(fake: FakeServer) -> None:
+def test_encode_query_single_queries_share_requests(fake: FakeServer) -> None:
     embedder = embedder_of(fake)
     texts = [f"query {i}" for i in range(60)]
 
@@ -536,7 +542,7 @@ def test_single_queries_share_requests(fake: FakeServer) -> None:
     assert max(len(body["input"]) for body in fake.bodies) <= QUERIES_PER_REQUEST
 
 
-def test_a_refused_text_costs_no_other_caller(fake: FakeServer) -> None:
+def test_encode_document_refused_text_fails_only_its_caller(fake: FakeServer) -> None:
     embedder = embedder_of(fake)
 
     def answer(body: dict[str, Any]) -> httpx.Response:
@@ -564,7 +570,7 @@ def test_a_refused_text_costs_no_other_caller(fake: FakeServer) -> None:
         (httpx.Response(200, content=b"[]"), ServerResponseError),
     ],
 )
-def test_a_text_that_breaks_the_server_costs_no_other_caller(
+def test_encode_query_text_that_breaks_the_server_fails_only_its_caller(
     fake: FakeServer, answer: httpx.Response, kind: type[Exception]
 ) -> None:
     embedder = embedder_of(fake, max_retries=0)
@@ -580,7 +586,7 @@ def test_a_text_that_breaks_the_server_costs_no_other_caller(
     np.testing.assert_allclose([first[0], last[0]], [fake.vector("a"), fake.vector("b")], atol=1e-6)
 
 
-def test_a_too_long_text_is_found_by_a_server_without_tokenize(fake: FakeServer) -> None:
+def test_encode_document_long_text_without_tokenize_route_is_named(fake: FakeServer) -> None:
     fake.router.post("http://embeddings.test/tokenize").respond(404)
     embedder = embedder_of(fake)
 
@@ -598,8 +604,10 @@ def test_a_too_long_text_is_found_by_a_server_without_tokenize(fake: FakeServer)
 
 
 @pytest.mark.parametrize("status", [413, 400])
-def test_a_text_the_tokenizer_refuses_costs_only_itself(fake: FakeServer, status: int) -> None:
-    """As a proxy's limit of a body's size does."""
+def test_encode_document_text_refused_by_tokenizer_fails_alone(
+    fake: FakeServer, status: int
+) -> None:
+    """A proxy that limits the size of a body does this."""
     url = "http://embeddings.test/tokenize"
 
     def tokens(request: httpx.Request) -> httpx.Response:
@@ -623,10 +631,10 @@ def test_a_text_the_tokenizer_refuses_costs_only_itself(fake: FakeServer, status
         assert stopped.value.positions == (2,)
     asked = route.call_count
     time.sleep(0.2)
-    assert route.call_count == asked, "nothing goes on behind the error"
+    assert route.call_count == asked, "requests went on after the error"
 
 
-def test_a_refused_size_is_not_taken_for_a_long_text(fake: FakeServer) -> None:
+def test_encode_document_refused_size_is_no_long_text(fake: FakeServer) -> None:
     def answer(body: dict[str, Any]) -> httpx.Response:
         if "dimensions" in body:
             return refuse(400, "dimensions must not exceed nothing: this model has one size")
@@ -638,7 +646,7 @@ def test_a_refused_size_is_not_taken_for_a_long_text(fake: FakeServer) -> None:
     np.testing.assert_allclose(vectors, expected, atol=2e-6)
 
 
-def test_limit_of_texts_per_request_is_learned(fake: FakeServer) -> None:
+def test_encode_document_limit_of_texts_per_request_is_learned(fake: FakeServer) -> None:
     embedder = embedder_of(fake)
 
     def limited(body: dict[str, Any]) -> httpx.Response:
@@ -655,7 +663,7 @@ def test_limit_of_texts_per_request_is_learned(fake: FakeServer) -> None:
     assert len(fake.bodies) == 4, "forgot the limit"
 
 
-def test_a_failed_start_leaves_nothing_behind(fake: FakeServer) -> None:
+def test_start_after_a_failed_start_works(fake: FakeServer) -> None:
     embedder = Embedder(base_url=URL, max_retries=0)
     fake.answer = lambda _: refuse(503, "still loading")
     for _ in range(2):
@@ -665,7 +673,7 @@ def test_a_failed_start_leaves_nothing_behind(fake: FakeServer) -> None:
     np.testing.assert_allclose(embedder.encode_document(["a"]), [fake.vector("a")], atol=1e-6)
 
 
-async def test_a_cancelled_start_leaves_nothing_behind(fake: FakeServer) -> None:
+async def test_start_after_a_cancelled_start_works(fake: FakeServer) -> None:
     embedder = Embedder(base_url=URL, max_retries=0)
 
     async def slow(request: httpx.Request) -> httpx.Response:
@@ -679,16 +687,16 @@ async def test_a_cancelled_start_leaves_nothing_behind(fake: FakeServer) -> None
     np.testing.assert_allclose(rows, [fake.vector("a")], atol=1e-6)
 
 
-async def test_all_that_wait_share_one_start(fake: FakeServer) -> None:
+async def test_start_concurrent_calls_share_one_attempt(fake: FakeServer) -> None:
     embedder = Embedder(base_url=URL, max_retries=1)
     fake.answer = lambda _: refuse(503, "down", **{"Retry-After": "0.1"})
     calls = (embedder.aencode_query(["a"]) for _ in range(20))
     errors = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(error, ServerBusyError) for error in errors)
-    assert len(fake.bodies) == 2, "each went up the ladder of retries by itself"
+    assert len(fake.bodies) == 2, "each call retried by itself"
 
 
-def test_no_nan_takes_other_callers_along(fake: FakeServer) -> None:
+def test_encode_document_nan_row_fails_only_its_caller(fake: FakeServer) -> None:
     embedder = embedder_of(fake, dimensions=32)
 
     def answer(body: dict[str, Any]) -> httpx.Response:
@@ -710,7 +718,7 @@ def test_no_nan_takes_other_callers_along(fake: FakeServer) -> None:
     np.testing.assert_allclose([first[0], last[0]], expected, atol=1e-6)
 
 
-def test_no_error_quotes_the_key(fake: FakeServer) -> None:
+def test_errors_never_quote_the_key(fake: FakeServer) -> None:
     for key in ("sk-file\n", " sk-file", "sk-\x07file"):
         with pytest.raises(ConfigurationError, match="api_key") as caught:
             Embedder(base_url=URL, api_key=key)
@@ -726,7 +734,7 @@ def test_no_error_quotes_the_key(fake: FakeServer) -> None:
     assert "hidden" not in str(refused.value)
 
 
-def test_an_error_is_told_by_what_was_said_before_headers_are_hidden(fake: FakeServer) -> None:
+def test_error_kind_is_read_before_headers_are_hidden(fake: FakeServer) -> None:
     tenant = {"X-Tenant": "a", "X-Api-Key": "m", "X-Team": "blue-team"}
     embedder = embedder_of(fake, default_headers=tenant)
     fake.answer = lambda _: refuse(400, "over the maximum context length of blue-team")
@@ -749,26 +757,28 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ALL_PROXY", "https://h.test/v1"),
     ],
 )
-def test_a_socks_proxy_is_refused(variable: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedder_socks_proxy_is_refused(
+    variable: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     no_proxies(monkeypatch)
     monkeypatch.setenv(variable, "socks5://127.0.0.1:9")
     with pytest.raises(ConfigurationError, match="NO_PROXY"):
         Embedder(base_url=url)
-    monkeypatch.setenv("NO_PROXY", ".h.test")  # leaves out h.test for httpx
+    monkeypatch.setenv("NO_PROXY", ".h.test")  # httpx would not exclude h.test itself
     with Embedder(base_url=url, max_retries=0) as embedder:
         with pytest.raises(ServerConnectionError) as caught:
             embedder.start()
         assert "ProxyError" not in str(caught.value)
 
 
-def test_a_proxy_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedder_proxy_of_unknown_scheme_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     no_proxies(monkeypatch)
     monkeypatch.setenv("HTTP_PROXY", "ftp://127.0.0.1:9")
     with pytest.raises(ConfigurationError, match="HTTP_PROXY"):
         Embedder(base_url=URL)
 
 
-def test_what_a_proxy_does_is_told_from_what_the_server_does(
+def test_encode_query_status_407_names_the_proxy(
     fake: FakeServer,
 ) -> None:
     embedder = embedder_of(fake)
@@ -777,7 +787,7 @@ def test_what_a_proxy_does_is_told_from_what_the_server_does(
         embedder.encode_query(["a"])
 
 
-def test_a_proxy_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_unreachable_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     no_proxies(monkeypatch)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with (
@@ -787,21 +797,21 @@ def test_a_proxy_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         embedder.start()
 
 
-def test_authorities_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedder_unreadable_ca_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
     with pytest.raises(ConfigurationError, match="SSL_CERT_FILE='/nonexistent'"):
         Embedder(base_url=URL)
 
 
 @pytest.mark.parametrize("url", ["http://h:99999/v1", "http://h/v1?key=sk-1", "http://u:pw@h/v1"])
-def test_a_url_that_cannot_work_or_tells_secrets_is_refused(url: str) -> None:
+def test_embedder_unusable_or_secret_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Embedder(base_url=url)
     assert "sk-1" not in str(caught.value)
     assert "pw" not in str(caught.value)
 
 
-def test_two_names_of_one_model(fake: FakeServer) -> None:
+def test_start_two_names_of_one_model_need_no_choice(fake: FakeServer) -> None:
     root = "Qwen/Qwen3-Embedding-0.6B"
     listing = {"data": [{"id": root, "root": root}, {"id": "emb", "root": root}]}
     fake.router.get(f"{URL}/models").respond(json=listing)
@@ -809,17 +819,17 @@ def test_two_names_of_one_model(fake: FakeServer) -> None:
     assert names == [root, "emb", root]
 
 
-def test_a_name_the_list_leaves_out_is_tried(fake: FakeServer) -> None:
+def test_start_unlisted_name_is_tried(fake: FakeServer) -> None:
     assert Embedder(base_url=URL, model="unlisted").start().model == "unlisted"
 
 
-def test_deeply_nested_nonsense(fake: FakeServer) -> None:
+def test_start_deeply_nested_json_is_a_typed_error(fake: FakeServer) -> None:
     fake.router.get(f"{URL}/models").respond(content=b"[" * 200_000)
     with pytest.raises(ServerResponseError):
         Embedder(base_url=URL).start()
 
 
-def test_requests_stay_within_texts_and_concurrency(fake: FakeServer) -> None:
+def test_encode_document_stays_within_batch_size_and_concurrency(fake: FakeServer) -> None:
     embedder = embedder_of(fake, batch_size=8, max_concurrency=3)
     under_way, most = 0, 0
     lock = threading.Lock()
@@ -844,7 +854,7 @@ def test_requests_stay_within_texts_and_concurrency(fake: FakeServer) -> None:
 
 
 class Crowded:
-    """Takes `limit` requests at once and answers 429 to more; each takes so many seconds."""
+    """A route that accepts `limit` requests at once and answers 429 to all others."""
 
     seconds = 0.02
 
@@ -869,7 +879,7 @@ class Crowded:
         return self.answer(json.loads(request.content))
 
     def free(self) -> None:
-        """Take any number from now on."""
+        """Accept any number from now on."""
         self.limit, self.most, self.refused = 1000, 0, []
 
 
@@ -878,7 +888,7 @@ def same(rows: Any, texts: list[str]) -> None:
 
 
 def together(embedder: Embedder, texts: list[str]) -> list[Any]:
-    """What callers of one query each get, or their errors."""
+    """Return what concurrent callers of one query each get, or their errors."""
 
     async def callers() -> list[Any]:
         calls = [embedder.aencode_query([text]) for text in texts]
@@ -887,20 +897,20 @@ def together(embedder: Embedder, texts: list[str]) -> list[Any]:
     return asyncio.run(callers())
 
 
-def test_a_server_gets_no_more_at_once_than_it_takes(fake: FakeServer) -> None:
+def test_encode_document_limited_server_gets_no_more_than_it_accepts(fake: FakeServer) -> None:
     embedder = embedder_of(fake, batch_size=2, max_retries=0)
     crowded = Crowded(fake, limit=2)
     texts = [f"text {i}" for i in range(200)]
     same(embedder.encode_document(texts), texts)
-    assert 0 < len(crowded.refused) < 40, "the first sixteen, and about one for 8 answers"
+    assert 0 < len(crowded.refused) < 48, "the first fourteen, and one for three answers"
 
     crowded.free()
-    crowded.seconds = 0.2  # long enough for all to be there
+    crowded.seconds = 0.2  # long enough for all to overlap
     same(embedder.encode_document(texts), texts)
     assert (crowded.most, crowded.refused) == (16, [])
 
 
-def test_queries_wait_for_a_server_that_takes_few(fake: FakeServer) -> None:
+def test_encode_query_limited_server_answers_all(fake: FakeServer) -> None:
     embedder = embedder_of(fake, max_retries=1)
     crowded = Crowded(fake, limit=2)
     texts = [f"query {i}" for i in range(64)]
@@ -908,11 +918,11 @@ def test_queries_wait_for_a_server_that_takes_few(fake: FakeServer) -> None:
     for _ in range(5):
         same(np.concatenate(together(embedder, texts)), expected)
     assert 0 < len(crowded.refused) < 30
-    assert len(crowded.taken) < 50, "the fewer requests, the more in each"
+    assert len(crowded.taken) < 50, "fewer requests hold more queries each"
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
-def test_documents_give_way_to_queries_of_a_server_that_takes_few(
+def test_encode_query_during_documents_on_limited_server_goes_first(
     fake: FakeServer, limit: int
 ) -> None:
     embedder = embedder_of(fake, batch_size=2, max_retries=0)
@@ -935,12 +945,12 @@ def test_documents_give_way_to_queries_of_a_server_that_takes_few(
             before = len(first_texts)
             same(np.concatenate(together(embedder, queries)), expected)
             between = [text.startswith("text") for text in first_texts[before:]]
-            assert between.count(True) < 10 + limit, "of 200: each query's request waits for a few"
+            assert between.count(True) < 10 + limit, "each query waits for few of 200"
         assert not call.done()
         same(call.result(timeout=60), documents)
 
 
-def test_a_refused_request_waits_as_long_as_it_is_told(fake: FakeServer) -> None:
+def test_encode_document_status_429_waits_for_retry_after(fake: FakeServer) -> None:
     embedder = embedder_of(fake, batch_size=1, max_concurrency=2)
     crowded = Crowded(fake, limit=1, **{"Retry-After": "0.5"})
     crowded.seconds = 0.2
@@ -949,8 +959,8 @@ def test_a_refused_request_waits_as_long_as_it_is_told(fake: FakeServer) -> None
     assert crowded.taken[1] - crowded.refused[0] >= 0.45
 
 
-def test_a_server_that_refuses_all_keeps_no_query_waiting_for_another(fake: FakeServer) -> None:
-    """One after the other through the last slot they would take half a minute."""
+def test_encode_query_status_429_for_all_fails_every_query_soon(fake: FakeServer) -> None:
+    """One after the other through the last slot they would need half a minute."""
     embedder = embedder_of(fake, max_retries=2, batch_size=4)
     Crowded(fake, limit=0)
     begun = time.monotonic()
@@ -959,7 +969,7 @@ def test_a_server_that_refuses_all_keeps_no_query_waiting_for_another(fake: Fake
     assert time.monotonic() - begun < 10
 
 
-def test_a_server_that_is_down_takes_as_many_as_before_when_it_is_back(fake: FakeServer) -> None:
+def test_encode_document_after_downtime_uses_full_concurrency(fake: FakeServer) -> None:
     embedder = embedder_of(fake, batch_size=1, restart_timeout=60)
     crowded = Crowded(fake, limit=1000)
     up, crowded.answer = crowded.answer, lambda _: refuse(503, "starting")
@@ -969,12 +979,12 @@ def test_a_server_that_is_down_takes_as_many_as_before_when_it_is_back(fake: Fak
     same(embedder.encode_document(texts[:4]), texts[:4])
     timer.join()
     assert len(crowded.taken) > 4
-    crowded.seconds = 0.5  # long enough for all to be there
+    crowded.seconds = 0.5  # long enough for all to overlap
     same(embedder.encode_document(texts), texts)
     assert crowded.most == 16
 
 
-def test_tokenizing_too_takes_what_the_server_does(fake: FakeServer) -> None:
+def test_tokenize_limited_server_gets_no_more_than_it_accepts(fake: FakeServer) -> None:
     embedder = embedder_of(fake, overflow="mean", max_retries=0)
     crowded = Crowded(fake, limit=2)
     crowded.answer = lambda body: httpx.Response(
@@ -987,7 +997,7 @@ def test_tokenizing_too_takes_what_the_server_does(fake: FakeServer) -> None:
     assert 0 < len(crowded.refused) < 30
 
 
-def test_queries_beside_tokenizing_on_a_server_that_takes_few(fake: FakeServer) -> None:
+def test_encode_query_during_tokenize_on_limited_server_is_answered(fake: FakeServer) -> None:
     embedder = embedder_of(fake, overflow="mean", max_retries=0)
     crowded = Crowded(fake, limit=2)
     embeddings = crowded.answer
@@ -1011,7 +1021,7 @@ def test_queries_beside_tokenizing_on_a_server_that_takes_few(fake: FakeServer) 
     assert crowded.most == 2
 
 
-def test_documents_that_wait_for_a_server_keep_no_query_waiting(fake: FakeServer) -> None:
+def test_encode_query_while_documents_wait_for_a_restart_fails_soon(fake: FakeServer) -> None:
     embedder = embedder_of(fake, batch_size=2, max_retries=1, restart_timeout=60)
     crowded = Crowded(fake, limit=2)
     texts = [f"text {i}" for i in range(200)]
@@ -1029,7 +1039,7 @@ def test_documents_that_wait_for_a_server_keep_no_query_waiting(fake: FakeServer
         same(call.result(timeout=60), texts)
 
 
-def test_who_gives_up_in_line_takes_no_slot_along(fake: FakeServer) -> None:
+def test_cancelled_calls_lose_no_slot(fake: FakeServer) -> None:
     embedder = embedder_of(fake, batch_size=1, max_concurrency=4)
     crowded = Crowded(fake, limit=1)
     texts = [f"text {i}" for i in range(40)]
@@ -1047,7 +1057,7 @@ def test_who_gives_up_in_line_takes_no_slot_along(fake: FakeServer) -> None:
 
 
 @pytest.mark.parametrize("most", [1, 2])
-def test_callers_sent_alone_again_stay_within_concurrency(fake: FakeServer, most: int) -> None:
+def test_isolation_stays_within_concurrency(fake: FakeServer, most: int) -> None:
     embedder = embedder_of(fake, max_concurrency=most)
 
     def picky(body: dict[str, Any]) -> httpx.Response:
@@ -1063,7 +1073,7 @@ def test_callers_sent_alone_again_stay_within_concurrency(fake: FakeServer, most
     assert crowded.most == most
 
 
-def test_close_fails_what_waits(fake: FakeServer) -> None:
+def test_close_fails_waiting_calls(fake: FakeServer) -> None:
     embedder = embedder_of(fake)
     begun = threading.Event()
 
@@ -1084,7 +1094,7 @@ def test_close_fails_what_waits(fake: FakeServer) -> None:
         embedder.encode_document(["late"])
 
 
-async def test_cancelling_one_caller_lets_the_others_go_on(fake: FakeServer) -> None:
+async def test_cancel_one_of_two_callers_answers_the_other(fake: FakeServer) -> None:
     embedder = embedder_of(fake)
     first, second = (asyncio.create_task(embedder.aencode_document([t])) for t in ("a", "b"))
     await asyncio.sleep(0)

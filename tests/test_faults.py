@@ -1,6 +1,6 @@
-"""Faults between the client and a server: a proxy before the real one, and servers that die.
+"""Faults between the client and a server: a proxy in front of a real one, and servers that die.
 
-Each ends in the vectors the server gives directly, or in a typed error that carries what was
+Each ends in the vectors the server returns directly, or in a typed error that carries what was
 computed: never in a hang, never in part of an answer passed off as the whole.
 """
 
@@ -49,14 +49,14 @@ AT_ONCE = 8
 
 
 class Exchange:
-    """One embeddings request on its way, and the means to spoil its answer."""
+    """One embeddings request, and the means to damage its answer."""
 
     def __init__(self, proxy: Proxy, head: bytes, body: bytes, writer: asyncio.StreamWriter):
         self.proxy, self.head, self.body, self.writer = proxy, head, body, writer
         self.json: dict[str, Any] = json.loads(body)
 
     async def forward(self, **changes: Any) -> tuple[bytes, bytes]:
-        """The server's answer, head and body, to the request with some of its fields changed."""
+        """Return the server's answer, head and body, to the request with some fields changed."""
         head, body = self.head, self.body
         if changes:
             body = json.dumps(self.json | changes).encode()
@@ -78,7 +78,7 @@ class Exchange:
         await self.send("\r\n".join(lines).encode(), b"\r\n\r\n", body)
 
     def reset(self) -> None:
-        """Break the connection off, as a crashed machine or a full table of a firewall does."""
+        """Reset the connection, as a crashed machine or a firewall does."""
         raw = self.writer.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
@@ -88,9 +88,9 @@ Fault = Callable[[Exchange], Awaitable[None]]
 
 
 class Proxy:
-    """Stands before one server; `faults` tell what becomes of the embeddings requests to come.
+    """A proxy in front of one server. `faults` decide what happens to the next embeddings requests.
 
-    Each takes one request; when none is left, `lasting` takes all, or they pass unharmed.
+    Each applies to one request. When none is left, `lasting` applies to all, or they pass.
     """
 
     def __init__(self, server_port: int) -> None:
@@ -119,7 +119,7 @@ class Proxy:
 
 
 async def read_message(reader: asyncio.StreamReader) -> tuple[bytes, bytes] | None:
-    """Head and body of a request or an answer, None at the end of the connection."""
+    """Return head and body of a message, or None at the end of the connection."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:
@@ -134,7 +134,7 @@ async def read_message(reader: asyncio.StreamReader) -> tuple[bytes, bytes] | No
 
 
 def with_length(head: bytes, length: int) -> bytes:
-    """A head with a length of the body in place of what it said of it."""
+    """Return a head with another content length."""
     others = (b"content-length", b"transfer-encoding")
     lines = [line for line in head.split(b"\r\n") if line and not line.lower().startswith(others)]
     return b"\r\n".join([*lines, b"content-length: %d" % length, b"", b""])
@@ -142,7 +142,7 @@ def with_length(head: bytes, length: int) -> bytes:
 
 @contextlib.contextmanager
 def running(proxy: Proxy) -> Iterator[Proxy]:
-    """The proxy, listening in a thread of its own."""
+    """Run the proxy in a thread of its own."""
     ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def serve() -> None:
@@ -164,7 +164,7 @@ def running(proxy: Proxy) -> Iterator[Proxy]:
 
 @pytest.fixture
 def proxy(server: RunningServer) -> Iterator[Proxy]:
-    """A proxy before the session's real vLLM server."""
+    """Return a proxy in front of the session's real vLLM server."""
     port = int(server.base_url.split(":")[-1].removesuffix("/v1"))
     with running(Proxy(port)) as proxy:
         yield proxy
@@ -172,7 +172,7 @@ def proxy(server: RunningServer) -> Iterator[Proxy]:
 
 @pytest.fixture
 def connect(proxy: Proxy, server: RunningServer) -> Iterator[Callable[..., Embedder]]:
-    """Makes started embedders behind the proxy that send one request of eight texts at a time."""
+    """Make started embedders behind the proxy that send one request of eight texts at a time."""
     made: list[Embedder] = []
 
     def make(**arguments: Any) -> Embedder:
@@ -190,12 +190,12 @@ def connect(proxy: Proxy, server: RunningServer) -> Iterator[Callable[..., Embed
 
 @pytest.fixture(scope="module")
 def expected(remote: Embedder) -> np.ndarray:
-    """What the server answers directly."""
+    """Return what the server answers without the proxy."""
     return remote.encode_document(TEXTS)
 
 
 def encode(embedder: Embedder, texts: list[Any] = TEXTS, way: str = "sync") -> np.ndarray:
-    """Embed in a thread of its own; the test fails when that takes two minutes."""
+    """Embed in a thread. The test fails after two minutes."""
 
     def work() -> np.ndarray:
         if way == "sync":
@@ -207,7 +207,7 @@ def encode(embedder: Embedder, texts: list[Any] = TEXTS, way: str = "sync") -> n
 
 
 def check_carried(error: Qwen3EmbeddingsError, expected: np.ndarray, positions: list[int]) -> None:
-    """The error carries exactly these of the expected rows, and says how many."""
+    """Check that the error carries exactly these rows, and says how many."""
     assert error.computed is not None
     assert error.computed.positions.tolist() == positions
     np.testing.assert_allclose(error.computed.vectors, expected[positions], atol=2e-6)
@@ -260,7 +260,7 @@ async def trickling_for_ever(exchange: Exchange) -> None:
 
 
 async def half_as_whole(exchange: Exchange) -> None:
-    """Half an answer under a length that fits it: half the numbers of each row, or so it looks."""
+    """Half an answer with a matching length, which looks like rows of half the size."""
     head, body = await exchange.forward()
     await exchange.send(with_length(head, len(body) // 2), body[: len(body) // 2])
 
@@ -319,7 +319,7 @@ LASTING: dict[str, tuple[Fault, type[Qwen3EmbeddingsError], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", PASSING)
-def test_what_passes_costs_nothing(
+def test_encode_document_transient_fault_returns_all_vectors(
     proxy: Proxy, connect: Callable[..., Embedder], expected: np.ndarray, name: str
 ) -> None:
     embedder = connect()
@@ -330,7 +330,7 @@ def test_what_passes_costs_nothing(
 
 @pytest.mark.parametrize("on_error", ["stop", "finish"])
 @pytest.mark.parametrize("name", LASTING)
-def test_what_lasts_is_a_typed_error_with_what_was_computed(
+def test_encode_document_lasting_fault_keeps_computed_vectors(
     proxy: Proxy,
     connect: Callable[..., Embedder],
     expected: np.ndarray,
@@ -349,10 +349,10 @@ def test_what_lasts_is_a_typed_error_with_what_was_computed(
     np.testing.assert_allclose(rows, expected[rest], atol=2e-6)
 
 
-def test_another_size_is_not_cut_to_the_one_asked_for(
+def test_encode_document_another_size_is_not_truncated(
     proxy: Proxy, connect: Callable[..., Embedder]
 ) -> None:
-    """Where this side cuts, rows of another model would come out in the right size."""
+    """Truncation on this side would bring rows of another model to the right size."""
     embedder = connect(dimensions=32)
     proxy.faults = [status(400, "dimensions: model has no matryoshka"), None]
     proxy.lasting = another_size
@@ -362,7 +362,7 @@ def test_another_size_is_not_cut_to_the_one_asked_for(
     assert len(caught.value.computed.positions) == AT_ONCE
 
 
-def test_a_date_in_retry_after_is_waited_for(
+def test_encode_document_date_in_retry_after_is_waited_for(
     proxy: Proxy, connect: Callable[..., Embedder], expected: np.ndarray
 ) -> None:
     embedder = connect(max_retries=1)
@@ -378,10 +378,10 @@ def test_a_date_in_retry_after_is_waited_for(
 
     proxy.faults = [busy, note]
     np.testing.assert_allclose(encode(embedder), expected, atol=2e-6)
-    assert times[1] - times[0] >= 0.9  # a date has whole seconds
+    assert times[1] - times[0] >= 0.9  # a date counts whole seconds
 
 
-def test_shuffled_rows_are_put_in_order(
+def test_encode_document_shuffled_rows_are_sorted(
     proxy: Proxy, connect: Callable[..., Embedder], expected: np.ndarray
 ) -> None:
     async def shuffled(exchange: Exchange) -> None:
@@ -400,7 +400,7 @@ def test_shuffled_rows_are_put_in_order(
 
 
 def poisoned(spoil: Callable[[Exchange], Awaitable[None]]) -> Fault:
-    """A fault of the requests that hold a certain text."""
+    """Return a fault of the requests that hold a certain text."""
 
     async def fault(exchange: Exchange) -> None:
         if any("poison" in text for text in exchange.json["input"]):
@@ -432,7 +432,7 @@ OF_A_TEXT: dict[str, tuple[Fault, type[Qwen3EmbeddingsError]]] = {
 
 
 @pytest.mark.parametrize("name", OF_A_TEXT)
-def test_a_bad_text_costs_itself_only(
+def test_encode_document_bad_text_fails_alone(
     proxy: Proxy, connect: Callable[..., Embedder], expected: np.ndarray, name: str
 ) -> None:
     fault, kind = OF_A_TEXT[name]
@@ -451,10 +451,10 @@ def test_a_bad_text_costs_itself_only(
         check_carried(finished.value, expected, good)
 
 
-def test_all_kinds_of_bad_texts_at_once(
+def test_encode_document_all_kinds_of_bad_texts_are_named(
     proxy: Proxy, connect: Callable[..., Embedder], expected: np.ndarray
 ) -> None:
-    """A server without a tokenizer: it finds the over-long text, next to a refused one."""
+    """Over-long, refused, missing and torn texts in one call."""
     texts: list[Any] = [*TEXTS]
     texts[3], texts[4], texts[5], texts[6] = "long " * 3000, "poison", None, "torn \ud83d"
     proxy.lasting = poisoned(status(400, "this text is not allowed"))
@@ -465,7 +465,7 @@ def test_all_kinds_of_bad_texts_at_once(
     check_carried(caught.value, expected, [i for i in range(40) if not 3 <= i <= 6])
 
 
-def test_a_text_in_pieces_is_computed_when_all_its_pieces_are(
+def test_encode_document_text_in_pieces_counts_only_when_complete(
     proxy: Proxy, connect: Callable[..., Embedder], remote: Embedder
 ) -> None:
     texts = ["a", "b", "long " * 6000, "c", "other " * 6000, "d"]
@@ -482,10 +482,10 @@ def test_a_text_in_pieces_is_computed_when_all_its_pieces_are(
     np.testing.assert_allclose(done.vectors, whole[done.positions], atol=2e-6)
 
 
-# Where a request goes.
+# Destinations.
 
 
-def test_no_key_follows_a_redirect(
+def test_redirect_is_refused_and_gets_no_key(
     proxy: Proxy, connect: Callable[..., Embedder], server: RunningServer, expected: np.ndarray
 ) -> None:
     with running(Proxy(proxy.server_port)) as elsewhere:
@@ -507,7 +507,7 @@ def test_no_key_follows_a_redirect(
         assert server.api_key not in str(caught.value)
 
 
-def test_an_expired_certificate_is_refused_at_once() -> None:
+def test_expired_certificate_is_refused_without_retries() -> None:
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -539,7 +539,7 @@ def test_an_expired_certificate_is_refused_at_once() -> None:
     assert not asked
 
 
-def test_a_name_that_does_not_resolve() -> None:
+def test_start_unknown_host_is_named() -> None:
     with (
         pytest.raises(ServerConnectionError, match=r"no-such-host\.invalid.*base_url"),
         Embedder(base_url="http://no-such-host.invalid/v1", max_retries=1) as embedder,
@@ -547,7 +547,7 @@ def test_a_name_that_does_not_resolve() -> None:
         encode(embedder, ["a"])
 
 
-# A server that dies: a process of its own, killed by itself in the middle of an answer.
+# A server in a process of its own that kills itself in the middle of an answer.
 
 LIGHT_SERVER = """
     import json, os, random, sys
@@ -589,7 +589,7 @@ LIGHT_SERVER = """
 
 
 class LightServer:
-    """A server process on one port, and those that follow it there."""
+    """A server process on a port, and its successors."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -611,7 +611,7 @@ class LightServer:
         raise RuntimeError("the light server did not start")
 
     def follow(self, process: subprocess.Popen[bytes], size: int) -> threading.Thread:
-        """Start the next one when this one has died, and been away for a while."""
+        """Start the next one a while after this one has died."""
 
         def work() -> None:
             process.wait(timeout=60)
@@ -633,7 +633,7 @@ def light() -> Iterator[LightServer]:
 
 
 def direct(light: LightServer, lives: int, **arguments: Any) -> tuple[Embedder, np.ndarray, Any]:
-    """An embedder, the vectors of all texts, and a server that dies at its n-th answer from now."""
+    """Return an embedder, all vectors, and a server that dies during its answer number `lives`."""
     first = light.start()
     light.wait_until_up()
     usual = {"batch_size": AT_ONCE, "max_concurrency": 1, "max_retries": 1}
@@ -647,7 +647,7 @@ def direct(light: LightServer, lives: int, **arguments: Any) -> tuple[Embedder, 
 
 
 @pytest.mark.parametrize("way", ["sync", "async"])
-def test_a_restart_in_the_middle_of_a_corpus_costs_nothing(light: LightServer, way: str) -> None:
+def test_encode_document_server_restart_returns_all_vectors(light: LightServer, way: str) -> None:
     embedder, expected, process = direct(light, lives=3, restart_timeout=60)
     with embedder:
         follower = light.follow(process, 64)
@@ -656,7 +656,7 @@ def test_a_restart_in_the_middle_of_a_corpus_costs_nothing(light: LightServer, w
     assert process.returncode == -9
 
 
-def test_a_server_that_stays_away_costs_what_is_missing(light: LightServer) -> None:
+def test_encode_document_server_stays_down_keeps_computed_vectors(light: LightServer) -> None:
     embedder, expected, process = direct(light, lives=3, restart_timeout=2)
     with embedder, pytest.raises(ServerConnectionError) as caught:
         encode(embedder)
@@ -664,14 +664,14 @@ def test_a_server_that_stays_away_costs_what_is_missing(light: LightServer) -> N
     assert process.wait(timeout=10) == -9
 
 
-def test_queries_do_not_wait_for_a_restart(light: LightServer) -> None:
+def test_encode_query_does_not_wait_for_a_restart(light: LightServer) -> None:
     embedder, _, process = direct(light, lives=1, restart_timeout=3600, max_retries=0)
     with embedder, pytest.raises(ServerConnectionError), ThreadPoolExecutor(1) as pool:
         pool.submit(embedder.encode_query, ["a"]).result(timeout=60)
     assert process.wait(timeout=10) == -9
 
 
-def test_another_model_after_the_restart_is_no_part_of_the_matrix(light: LightServer) -> None:
+def test_encode_document_another_model_after_restart_is_refused(light: LightServer) -> None:
     embedder, expected, process = direct(light, lives=3, restart_timeout=60)
     with embedder:
         follower = light.follow(process, 96)

@@ -43,7 +43,7 @@ URL = "http://decoder.test/v1"
 
 
 def sensible(request: httpx.Request) -> httpx.Response:
-    """What a server answers, each text with a vector of its own."""
+    """Answer every text with a vector of its own."""
     rows = [
         np.random.default_rng(list(text.encode())).standard_normal(32).tolist()
         for text in json.loads(request.content)["input"]
@@ -53,7 +53,7 @@ def sensible(request: httpx.Request) -> httpx.Response:
 
 
 def shows(said: Any) -> list[str]:
-    """Which of the secrets stand in `said`, as they are or as base64."""
+    """Return the secrets that occur in `said`, as they are or as base64."""
     text = said if isinstance(said, str) else str(said)
     secrets = {name: name for name in (KEY, HEADER)}
     secrets |= {base64.b64encode(name.encode()).decode(): name for name in (KEY, HEADER)}
@@ -65,12 +65,12 @@ def shows(said: Any) -> list[str]:
 
 @pytest.fixture
 def remote() -> Embedder:
-    """An embedder with a key and a secret header, whose server is not there."""
+    """Return an embedder with a key and a secret header, whose server does not exist."""
     headers = {"X-Api-Key": HEADER}
     return Embedder(base_url=URL, api_key=KEY, default_headers=headers, max_retries=0, timeout=2)
 
 
-def test_an_embedder_does_not_show_its_secrets(remote: Embedder) -> None:
+def test_repr_of_embedder_and_engine_shows_no_secret(remote: Embedder) -> None:
     sibling = remote.with_task("code")
     engine = remote._lease.engine
     for held in (remote, sibling, remote._lease, engine, engine.connection):  # type: ignore[attr-defined]
@@ -79,12 +79,12 @@ def test_an_embedder_does_not_show_its_secrets(remote: Embedder) -> None:
         assert not shows(repr(vars(held)))
 
 
-def test_no_pickle_holds_a_secret(remote: Embedder) -> None:
+def test_pickle_holds_no_secret(remote: Embedder) -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         assert not shows(pickle.dumps(remote, protocol=protocol).decode("latin-1"))
 
 
-def test_no_adapter_dumps_a_secret() -> None:
+def test_adapter_dumps_hold_no_secret() -> None:
     from langchain_core.load import dumpd, dumps
     from langchain_qwen3_embeddings import Qwen3Embeddings
     from llama_index.embeddings.qwen3 import Qwen3Embedding
@@ -116,10 +116,10 @@ FAULTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_no_traceback_shows_a_secret(
+def test_traceback_of_a_server_error_shows_no_secret(
     fault: str, remote: Embedder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not even one with the local variables of every frame below the call."""
+    """Local variables of every frame below the call count too."""
     caplog.set_level(logging.DEBUG)
     with respx.mock(assert_all_called=False, using="httpx") as router:
         outcome = FAULTS[fault]
@@ -171,7 +171,7 @@ LOUD = """
 
 
 def loud(environment: dict[str, str], *settings: str) -> list[str]:
-    """What a run with every logger at DEBUG and asyncio in debug mode writes, by line."""
+    """Return the lines that a run writes with every logger and asyncio in debug mode."""
     import os
 
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(LOUD)]
@@ -189,7 +189,7 @@ def loud(environment: dict[str, str], *settings: str) -> list[str]:
     return (done.stdout + done.stderr).splitlines()
 
 
-def test_no_log_of_a_client_shows_a_secret_or_a_text(server: RunningServer) -> None:
+def test_log_of_a_client_shows_no_secret_or_text(server: RunningServer) -> None:
     lines = loud({}, "base_url", server.base_url, "api_key", server.api_key, "header", HEADER)
     assert any("HTTP Request: POST" in line for line in lines)
     assert any("Executing" in line for line in lines), "asyncio was not in debug mode"
@@ -197,7 +197,7 @@ def test_no_log_of_a_client_shows_a_secret_or_a_text(server: RunningServer) -> N
     assert not [line for line in lines if TEXT[:24] in line and not line.startswith("DEBUG")]
 
 
-def test_no_log_of_an_engine_shows_a_text(checkpoint: str) -> None:
+def test_log_of_an_engine_shows_no_text(checkpoint: str) -> None:
     lines = loud({"VLLM_LOGGING_LEVEL": "DEBUG"}, "model", checkpoint, "dtype", "float32")
     assert any("Executing" in line for line in lines), "asyncio was not in debug mode"
     assert not [line for line in lines if TEXT[:24] in line and not line.startswith("DEBUG")]
@@ -210,7 +210,7 @@ def test_vllm_logs_errors_only(checkpoint: str) -> None:
     assert "INFO" not in done.stdout + done.stderr
 
 
-def test_quoted_texts_are_taken_out() -> None:
+def test_hide_texts_removes_quoted_texts() -> None:
     text = "The quick brown fox\njumps over the lazy dog."
     for said in (f"bad input {text!r}!", f"bad input {json.dumps(text)}!", f"bad {text[5:25]}!"):
         assert "quick brown" not in hide_texts(said, [text])
@@ -219,7 +219,7 @@ def test_quoted_texts_are_taken_out() -> None:
     assert hide_texts("bad: herring", ["herring"]) == "bad: herring", "a shorter one"
 
 
-def test_pickled_weights_are_not_read_beside_safetensors(checkpoint: str, tmp_path: Path) -> None:
+def test_pickled_weights_next_to_safetensors_are_not_read(checkpoint: str, tmp_path: Path) -> None:
     folder = tmp_path / "both"
     shutil.copytree(checkpoint, folder)
     ran = tmp_path / "ran"
@@ -245,7 +245,7 @@ def test_pickled_weights_are_not_read_beside_safetensors(checkpoint: str, tmp_pa
     ],
 )
 @pytest.mark.parametrize("status", [200, 400, 401, 404, 413, 500])
-def test_no_error_quotes_a_text(quoting: dict[str, Any], status: int) -> None:
+def test_server_error_quotes_no_text(quoting: dict[str, Any], status: int) -> None:
     def quote(request: httpx.Request) -> httpx.Response:
         mine = TEXT in json.loads(request.content)["input"][0]
         return httpx.Response(status, json=quoting) if mine else httpx.Response(status)
@@ -265,7 +265,7 @@ def test_no_error_quotes_a_text(quoting: dict[str, Any], status: int) -> None:
                 assert TEXT[-20:] not in said
 
 
-def test_tokens_of_a_hub_are_refused_where_they_would_show(checkpoint: str) -> None:
+def test_engine_kwargs_hub_token_is_refused(checkpoint: str) -> None:
     for engine_kwargs in ({"hf_token": KEY}, {"model_kwargs": {"token": KEY}}):
         with pytest.raises(ConfigurationError, match="HF_TOKEN") as caught:
             Embedder(checkpoint, engine_kwargs=engine_kwargs)
@@ -286,7 +286,7 @@ class Model(Qwen3Model): pass
 
 @pytest.fixture
 def armed(checkpoint: str, tmp_path: Path) -> tuple[str, Path]:
-    """A checkpoint that names code of its own for everything, and the file that code makes."""
+    """Return a checkpoint that names its own code, and the file which that code makes."""
     import shutil
 
     folder = Path(shutil.copytree(checkpoint, tmp_path / "armed"))
@@ -305,7 +305,7 @@ def armed(checkpoint: str, tmp_path: Path) -> tuple[str, Path]:
 
 
 @pytest.mark.parametrize("engine", ["vllm", "reference"])
-def test_code_in_a_checkpoint_is_not_run(
+def test_checkpoint_code_is_not_run(
     engine: str, armed: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, trace = armed
@@ -323,7 +323,7 @@ def test_code_in_a_checkpoint_is_not_run(
     [{"trust_remote_code": True}, {"model_kwargs": {"trust_remote_code": True}}],
 )
 @pytest.mark.parametrize("engine", ["vllm", "reference"])
-def test_nobody_can_ask_for_code_in_a_checkpoint(engine: str, engine_kwargs: Any) -> None:
+def test_engine_kwargs_cannot_enable_remote_code(engine: str, engine_kwargs: Any) -> None:
     with pytest.raises(ConfigurationError, match="trust_remote_code"):
         Embedder("Qwen/Qwen3-Embedding-0.6B", engine=engine, engine_kwargs=engine_kwargs)
     Embedder("Qwen/Qwen3-Embedding-0.6B", engine_kwargs={"trust_remote_code": False})
@@ -358,7 +358,7 @@ KINDS = st.sampled_from(["application/octet-stream", "application/json", "text/h
 
 
 def answer_of(read: Callable[..., Any], *arguments: Any) -> Any:
-    """What a reader makes of bytes; None for a typed error, which can be printed."""
+    """Return what a reader makes of bytes, or None for a typed error that can be printed."""
     try:
         return read(*arguments)
     except Qwen3EmbeddingsError as error:
@@ -368,7 +368,7 @@ def answer_of(read: Callable[..., Any], *arguments: Any) -> Any:
 
 @settings(max_examples=500, deadline=None)
 @given(body=BODIES, kind=KINDS, rows=st.integers(1, 4))
-def test_any_bytes_are_vectors_or_a_typed_error(body: bytes, kind: str, rows: int) -> None:
+def test_read_any_bytes_returns_vectors_or_typed_error(body: bytes, kind: str, rows: int) -> None:
     answer = answer_of(wire.read, body, kind, rows)
     if answer is not None:
         form, vectors, tokens = answer
@@ -380,7 +380,7 @@ def test_any_bytes_are_vectors_or_a_typed_error(body: bytes, kind: str, rows: in
 
 @settings(max_examples=500, deadline=None)
 @given(body=BODIES)
-def test_any_bytes_are_models_tokens_and_a_message_or_a_typed_error(body: bytes) -> None:
+def test_read_models_and_others_any_bytes_returns_value_or_typed_error(body: bytes) -> None:
     for row in answer_of(wire.read_models, body) or []:
         row["id"].encode()
     assert all(type(token) is int for token in answer_of(wire.read_tokens, body) or [])
@@ -393,10 +393,10 @@ def test_any_bytes_are_models_tokens_and_a_message_or_a_typed_error(body: bytes)
 
 @settings(max_examples=100, deadline=None)
 @given(listing=BODIES, probe=BODIES, answer=BODIES, kind=KINDS, status=st.sampled_from([200, 400]))
-def test_whatever_a_server_says_no_row_is_wrong(
+def test_encode_document_any_answers_return_unit_rows_or_typed_error(
     listing: bytes, probe: bytes, answer: bytes, kind: str, status: int
 ) -> None:
-    """Unit rows of finite numbers come out of an embedder, or a typed error."""
+    """An embedder returns unit rows of finite numbers, or raises a typed error."""
     said = httpx.Response(status, content=answer, headers={"content-type": kind})
     for served in (False, True):
         with respx.mock(assert_all_called=False, using="httpx") as router:

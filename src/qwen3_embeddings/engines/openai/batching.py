@@ -31,9 +31,9 @@ GATHER_SECONDS = 0.001
 """How long a chunk waits for others to share its request."""
 QUERIES_PER_REQUEST = 4
 """Queries of several callers in one request; more when more wait than all requests in flight hold.
-Its HTTP process takes vLLM one to three milliseconds per text, less the more share a request, and
+An HTTP process of vLLM needs one to three milliseconds per text, less in larger requests, and
 several processes share several requests. Of 1, 2, 4, 8 and 16 this was the fastest for 64 callers
-on an H100 (docs/performance.md)."""
+on an H100 (benchmarks/notes)."""
 
 
 class Kind(NamedTuple):
@@ -79,8 +79,8 @@ class Chunk:
 class Batcher:
     """Gathers chunks of all callers into requests.
 
-    Each kind of chunk has a line. In front of a line that is not empty there is one sender: it
-    takes the head of the line when a slot is free, and starts the next sender.
+    Each kind of chunk has a line. A line that is not empty has one sender. It removes the head of
+    the line when a slot is free, and starts the next sender.
 
     Args:
         endpoint: where requests go.
@@ -167,7 +167,7 @@ class Batcher:
                 chunk.settle(None, error)
 
     async def _deliver(self, group: list[Chunk], kind: Kind, slot: Slot) -> None:
-        """Embed the prompts of a group; where that fails, all but those that are to blame."""
+        """Embed the prompts of a group. If that fails, embed all except those to blame."""
         prompts = [prompt for chunk in group for prompt in chunk.prompts]
         ends = list(itertools.accumulate(len(chunk.prompts) for chunk in group))
         parts = [range(end - len(c.prompts), end) for c, end in zip(group, ends, strict=True)]

@@ -87,7 +87,7 @@ async def _strips(endpoint: Endpoint, model: str, known: bool) -> bool:
     """Whether the server, and not the model's tokenizer, removes outer whitespace.
 
     ``/tokenize`` decides. Without it only the published models' tokenizers are known to keep
-    whitespace; of any other model it cannot be told, and False accuses nobody.
+    whitespace; of any other model it is unknown, and False accuses nobody.
     """
     with contextlib.suppress(Qwen3EmbeddingsError):
         bare, padded = [await endpoint.tokenize(model, text, retries=0) for text in PROBES]

@@ -91,7 +91,7 @@ class Failure:
     def of(cls, error: BaseException) -> Failure:
         """Classify an exception of httpx, httpx2, aiohttp, openai or asyncio.
 
-        Classes are told apart by name, so that none of these libraries has to be imported.
+        Classes are distinguished by name, so that none of these libraries has to be imported.
         """
         links = list(_chain(error))
         names = {base.__name__ for link in links for base in type(link).__mro__}

@@ -47,7 +47,7 @@ class Outcome:
     stopped: Qwen3EmbeddingsError | None = None
 
     def of(self, part: range) -> tuple[Vectors | None, Qwen3EmbeddingsError | None]:
-        """Return all vectors of a part of the prompts, or the error that takes their place.
+        """Return all vectors of a part of the prompts, or the error that replaces them.
 
         The error counts positions within `part` and carries what was computed of it. Texts that
         it does not name and that have no vector can be sent again.

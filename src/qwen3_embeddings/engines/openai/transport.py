@@ -42,7 +42,7 @@ class OwnTransport:
     """A client of this package: httpx over aiohttp's connections.
 
     httpx's own connections need two to three times the processor time per request
-    (docs/performance.md). Redirects are not followed: the key must not reach another host.
+    (benchmarks/notes/client.md). Redirects are not followed: the key must not reach another host.
     """
 
     def __init__(
