@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
@@ -256,6 +259,31 @@ def test_server_engine_client_and_another_base_url_contradict(faulty: FaultyServ
     with pytest.raises(ConfigurationError, match="exclude each other"):
         ServerEngine(client=client, http_client=httpx.Client())
     assert ServerEngine(faulty.base_url, client=client).base_url == faulty.base_url
+
+
+FORK = """
+    import os, sys
+    import httpx
+    from qwen3_embeddings import ConfigurationError, Embedder
+    client = httpx.Client()
+    engine = Embedder(base_url="http://h/v1", http_client=client)._lease
+    assert engine.engine
+    pid = os.fork()
+    if not pid:
+        try:
+            engine.engine
+        except ConfigurationError as error:
+            os._exit(7 if "forked" in str(error) else 1)
+        os._exit(2)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_forked_child_refuses_the_parents_client() -> None:
+    """Both processes would read each other's answers from its connections."""
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FORK)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.returncode) == ("7\n", 0), done.stderr
 
 
 # Tracing and token counts.

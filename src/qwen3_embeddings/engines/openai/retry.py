@@ -15,6 +15,7 @@ from typing import Any
 
 from qwen3_embeddings.engines.base import closed_error
 from qwen3_embeddings.engines.openai import failures, transport, wire
+from qwen3_embeddings.engines.openai.addresses import environment_proxy
 from qwen3_embeddings.engines.openai.failures import Failure, Response
 from qwen3_embeddings.engines.openai.limiter import Slot
 from qwen3_embeddings.errors import Qwen3EmbeddingsError
@@ -223,12 +224,19 @@ class Connection:
         return answer
 
     async def _error(self, failure: Failure, attempts: int) -> Qwen3EmbeddingsError:
-        plain = self.base_url.startswith("http://") and not self._answered
-        if plain and failure.reason == "broken" and await failures.speaks_tls(self.base_url):
+        first = failure.reason == "broken" and not self._answered
+        if first and self._direct and await failures.speaks_tls(self.base_url):
             failure = Failure("needs TLS", failure.said)
         return failures.connection_error(
             failure, self.base_url, self.timeout, attempts, self._batch_parameter
         )
+
+    @property
+    def _direct(self) -> bool:
+        """Whether requests go to an ``http://`` server without a proxy."""
+        own = isinstance(self._transport, transport.OwnTransport)
+        plain = self.base_url.startswith("http://")
+        return own and plain and environment_proxy(self.base_url) is None
 
     def _hide(self, text: str) -> str:
         """Return `text` without the key and header values a server or library may have quoted."""

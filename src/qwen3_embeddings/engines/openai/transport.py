@@ -9,6 +9,7 @@ import inspect
 import logging
 import os
 import ssl
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +26,7 @@ CONNECT_SECONDS = 10.0
 """How long a connection may take to be made; `timeout` if that is shorter."""
 _RAW = {"X-Stainless-Raw-Response": "true"}  # makes the openai package return the HTTP response
 _EMBEDDING_FIELDS = frozenset({"model", "input", "encoding_format", "dimensions"})
+_owners: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # clients' processes
 _sending: contextvars.ContextVar[bool] = contextvars.ContextVar("sending", default=False)
 
 
@@ -110,7 +112,13 @@ def client_root(base_url: str | None, client: Any, http_client: Any) -> str:
             f"http_client is {type(http_client).__name__}. Pass an httpx.Client or "
             "httpx.AsyncClient."
         )
-    own = str(getattr(client or http_client, "base_url", ""))
+    passed = client if client is not None else http_client
+    if passed is not None and _owners.setdefault(passed, os.getpid()) != os.getpid():
+        raise ConfigurationError(
+            "this client was passed before the process forked, and the connections of both "
+            "processes would mix. Create a client in the child, and an embedder with it."
+        )
+    own = str(getattr(passed, "base_url", ""))
     if client is not None and base_url and normal_url(base_url) != normal_url(own):
         raise ConfigurationError("client has a base_url of its own. Leave base_url out.")
     if not (base_url or own):
