@@ -74,7 +74,7 @@ def circle() -> BaseException:
 @pytest.mark.parametrize(
     "error", [OSError("broken"), MemoryError(), UnprintableError(), SystemExit(1), circle()]
 )
-@pytest.mark.parametrize("function", ["_free_memory", "_forget_frames", "oom.way_out", "nothing"])
+@pytest.mark.parametrize("function", ["_free_memory", "_forget_frames", "oom.advice", "nothing"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_start_whose_cleanup_fails_answers_every_caller(
     error: BaseException,
@@ -86,9 +86,9 @@ def test_start_whose_cleanup_fails_answers_every_caller(
     def build(*_: object) -> Any:
         raise error
 
-    monkeypatch.setattr(vllm_engine, "_build", build)
-    if function == "oom.way_out":
-        monkeypatch.setattr(vllm_engine.oom, "way_out", fail)
+    monkeypatch.setattr(vllm_engine, "_start", build)
+    if function == "oom.advice":
+        monkeypatch.setattr(vllm_engine.oom, "advice", fail)
     elif function != "nothing":
         monkeypatch.setattr(vllm_engine, function, fail)
     with Embedder(checkpoint, engine_kwargs={"max_num_seqs": 12}) as embedder:

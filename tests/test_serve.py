@@ -27,6 +27,7 @@ from qwen3_embeddings.engines.vllm.defaults import GIB, GRAPH_TOKENS, Device, en
 from qwen3_embeddings.models import MODELS
 
 KEY = "sesame-street-456"
+API_SERVER = "vllm.entrypoints.openai.api_server"
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
@@ -53,7 +54,7 @@ def test_print_shows_a_command_of_a_shell(
 ) -> None:
     monkeypatch.setenv("QWEN3_EMBEDDINGS_API_KEY", KEY)
     words = printed(capsys, checkpoint, "--port", "8123", "--dimensions", "64")
-    assert words[: words.index(checkpoint)][-2:] == ["vllm", "serve"]
+    assert words[: words.index(checkpoint)][-3:] == ["-m", API_SERVER, "--model"]
     assert "VLLM_API_KEY=$QWEN3_EMBEDDINGS_API_KEY" in words
     assert not any(KEY in word for word in words)
     assert (value(words, "--host"), value(words, "--port")) == ("127.0.0.1", "8123")
