@@ -30,7 +30,7 @@ from qwen3_embeddings import (
     UnknownModelError,
 )
 from qwen3_embeddings.engines import scheduling
-from qwen3_embeddings.engines.vllm import engine as vllm_engine
+from qwen3_embeddings.engines.vllm import lifecycle
 from qwen3_embeddings.engines.vllm.defaults import Device, engine_arguments
 from qwen3_embeddings.engines.vllm.engine import VLLMEngine
 
@@ -240,7 +240,7 @@ def test_a_dead_engine_answers_everybody_and_frees_its_memory(
 
     embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 96})
     built: list[weakref.ref[object]] = []
-    build = vllm_engine._start
+    build = lifecycle.start
 
     def remember(*settings: Any) -> Any:
         result = build(*settings)
@@ -250,7 +250,7 @@ def test_a_dead_engine_answers_everybody_and_frees_its_memory(
     def no_memory(*_: object) -> None:
         raise MemoryError("while a row is copied out")
 
-    monkeypatch.setattr(vllm_engine, "_start", remember)
+    monkeypatch.setattr(lifecycle, "start", remember)
     embedder.start()
     thread = thread_of(embedder)
     with monkeypatch.context() as broken:

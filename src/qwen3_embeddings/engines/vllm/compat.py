@@ -285,7 +285,8 @@ plain sentence."""
 def message(error: BaseException) -> str:
     """Return the type and message of an error; of one that cannot be printed, the type."""
     try:
-        if details := getattr(error, "errors", None):  # pydantic's text prints all arguments
+        details = getattr(error, "errors", None)
+        if callable(details):  # pydantic's: its text prints all arguments
             return "; ".join(str(detail["msg"]) for detail in details())
         return f"{type(error).__name__}: {error}"
     except Exception:

@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import itertools
 import logging
 import os
 import queue
-import sys
 import threading
 import time
-import traceback
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qwen3_embeddings import checkpoint, event_loop, models
+from qwen3_embeddings import event_loop
 from qwen3_embeddings.engines.base import (
     Prompt,
     Served,
@@ -33,16 +30,8 @@ from qwen3_embeddings.engines.base import (
     require,
 )
 from qwen3_embeddings.engines.scheduling import Schedule
-from qwen3_embeddings.engines.vllm import compat, defaults, oom
-from qwen3_embeddings.errors import (
-    ConfigurationError,
-    EngineDeadError,
-    EngineError,
-    EngineStartError,
-    MissingDependencyError,
-    UnknownModelError,
-)
-from qwen3_embeddings.tokenizer import load_tokenizer
+from qwen3_embeddings.engines.vllm import compat, lifecycle
+from qwen3_embeddings.errors import EngineDeadError
 from qwen3_embeddings.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -234,10 +223,11 @@ class _EngineThread(threading.Thread):
         """Start the core, serve, and clean up."""
         try:
             with _turn:
-                core, self._tokenizer, served = _start(*self._settings)
+                core, self._tokenizer, served = lifecycle.start(*self._settings)
                 _cores.add(id(core))
         except BaseException as error:
-            self._refusal = _start_error(error, *self._settings)
+            with _turn:
+                self._refusal = lifecycle.start_error(error, *self._settings)
             return
         self._schedule = Schedule(core.limits)
         _settle(self.ready, served)
@@ -249,7 +239,7 @@ class _EngineThread(threading.Thread):
                 f"the vLLM engine died ({compat.message(error)}). The next call starts a new one; "
                 "if it dies again, lower max_num_batched_tokens in engine_kwargs."
             )
-            _forget_frames(error)
+            lifecycle.forget_frames(error)
             logger.exception("the vLLM engine died")
         finally:
             self._refuse(refusal)
@@ -257,7 +247,7 @@ class _EngineThread(threading.Thread):
                 self._answer_all()  # before a clean-up that may fail, or wait for a dead process
                 _shut_down(core)
                 del core
-                _free_memory()
+                lifecycle.free_memory()
 
     def _serve(self, core: compat.Core) -> None:
         """Step the core until told to stop, adding and aborting texts between steps."""
@@ -348,79 +338,9 @@ def _settle(future: Future[T], result: T | None = None, error: Exception | None 
             future.set_exception(error)
 
 
-def _start(
-    name: str, dtype: str, engine_kwargs: dict[str, Any]
-) -> tuple[compat.Core, Tokenizer, Served]:
-    """Start an engine core; also return the model's tokenizer, and what the core serves."""
-    compat.quiet()
-    try:
-        device = compat.this_device()
-    except ImportError as error:
-        said = f"vLLM cannot be imported ({error}). {compat.INSTALL}"
-        raise MissingDependencyError(said) from error
-    model = models.describe(name)
-    checkpoint.check_weights(name)
-    revision = engine_kwargs.get("tokenizer_revision") or engine_kwargs.get("revision")
-    tokenizer = load_tokenizer(engine_kwargs.get("tokenizer") or name, revision)
-    arguments = {"model": name, "use_tqdm_on_load": False}
-    arguments |= defaults.engine_arguments(model, dtype, device) | engine_kwargs
-    core = compat.Core(arguments)
-    size = model.dimensions
-    return core, tokenizer, Served("vllm", name, size, size, core.context)
-
-
-def _start_error(
-    error: BaseException, name: str, dtype: str, engine_kwargs: dict[str, Any]
-) -> Exception:
-    """Return the error that callers get for one that ended a start, once its memory is free."""
-    if isinstance(error, (EngineError, UnknownModelError, ConfigurationError, ImportError)):
-        return error
-
-    def asked_for() -> dict[str, Any]:
-        model, device = models.describe(name), compat.this_device()
-        return defaults.engine_arguments(model, dtype, device) | engine_kwargs
-
-    said = compat.message(error)
-    advice = None
-    try:
-        _forget_frames(error)
-        with _turn:
-            _free_memory()
-        advice = oom.advice(said, asked_for)
-    except Exception:  # the first error is the one to report
-        logger.exception("no advice on how to start the vLLM engine")
-    advice = advice or "Check that the checkpoint is complete, and what engine_kwargs asks for."
-    problem = compat.checkpoint_problem(said)
-    reason = f": {problem}" if problem else f" ({said}). {advice}"
-    wrapped = EngineStartError(f"vLLM could not start with {name!r}{reason}")
-    wrapped.__cause__ = error
-    return wrapped
-
-
 def _shut_down(core: compat.Core) -> None:
     _cores.discard(id(core))
     try:
         core.shut_down(last=not _cores)
     except Exception:
         logger.exception("the vLLM engine did not shut down cleanly")
-
-
-def _forget_frames(error: BaseException) -> None:
-    """Clear the frames of a caught error, which hold the engine and its memory."""
-    seen: set[int] = set()  # a chain of causes can be a circle
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        traceback.clear_frames(link.__traceback__)
-        link = link.__cause__ or link.__context__
-
-
-def _free_memory() -> None:
-    """Return the device's memory, once no name refers to the engine any more."""
-    gc.collect()
-    torch = sys.modules.get("torch")  # without it there is no memory to return
-    if torch is not None and torch.cuda.is_available():
-        try:
-            torch.cuda.empty_cache()
-        except RuntimeError:  # after some CUDA errors every further call fails
-            logger.exception("the device's memory was not returned")
