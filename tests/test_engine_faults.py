@@ -25,6 +25,7 @@ from qwen3_embeddings import (
 from qwen3_embeddings.engines import registry
 from qwen3_embeddings.engines.sentence_transformers import ReferenceEngine
 from qwen3_embeddings.engines.vllm import engine as vllm_engine
+from qwen3_embeddings.engines.vllm import lifecycle
 from qwen3_embeddings.engines.vllm.engine import VLLMEngine, _Job
 
 SECONDS = 60
@@ -49,9 +50,11 @@ class UnprintableError(Exception):
 @pytest.fixture
 def failing_logger() -> Iterator[None]:
     broken = FailingFilter()
-    vllm_engine.logger.addFilter(broken)
+    for module in (vllm_engine, lifecycle):
+        module.logger.addFilter(broken)
     yield
-    vllm_engine.logger.removeFilter(broken)
+    for module in (vllm_engine, lifecycle):
+        module.logger.removeFilter(broken)
 
 
 def answers(embedder: Embedder, count: int = 4) -> list[BaseException | None]:
@@ -74,7 +77,7 @@ def circle() -> BaseException:
 @pytest.mark.parametrize(
     "error", [OSError("broken"), MemoryError(), UnprintableError(), SystemExit(1), circle()]
 )
-@pytest.mark.parametrize("function", ["_free_memory", "_forget_frames", "oom.way_out", "nothing"])
+@pytest.mark.parametrize("function", ["free_memory", "forget_frames", "oom.advice", "nothing"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_start_whose_cleanup_fails_answers_every_caller(
     error: BaseException,
@@ -86,17 +89,17 @@ def test_start_whose_cleanup_fails_answers_every_caller(
     def build(*_: object) -> Any:
         raise error
 
-    monkeypatch.setattr(vllm_engine, "_build", build)
-    if function == "oom.way_out":
-        monkeypatch.setattr(vllm_engine.oom, "way_out", fail)
+    monkeypatch.setattr(lifecycle, "start", build)
+    if function == "oom.advice":
+        monkeypatch.setattr(lifecycle.oom, "advice", fail)
     elif function != "nothing":
-        monkeypatch.setattr(vllm_engine, function, fail)
+        monkeypatch.setattr(lifecycle, function, fail)
     with Embedder(checkpoint, engine_kwargs={"max_num_seqs": 12}) as embedder:
         for given in answers(embedder):
             assert isinstance(given, EngineError), given
 
 
-@pytest.mark.parametrize("function", ["_free_memory", "_shut_down", "_forget_frames", "nothing"])
+@pytest.mark.parametrize("function", ["free_memory", "_shut_down", "forget_frames", "nothing"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_death_whose_cleanup_fails_answers_every_caller(
     function: str, checkpoint: str, monkeypatch: pytest.MonkeyPatch, failing_logger: None
@@ -107,7 +110,8 @@ def test_death_whose_cleanup_fails_answers_every_caller(
     with monkeypatch.context() as broken:
         broken.setattr(thread, "_collect", fail)
         if function != "nothing":
-            broken.setattr(vllm_engine, function, fail)
+            module = vllm_engine if function == "_shut_down" else lifecycle
+            broken.setattr(module, function, fail)
         for given in answers(embedder):
             assert isinstance(given, EngineDeadError), given
         thread.join(SECONDS)

@@ -1,4 +1,4 @@
-"""The one event loop: what other loops await on it, and how it is woken."""
+"""The background loop: what threads and other loops await on it."""
 
 from __future__ import annotations
 
@@ -47,23 +47,6 @@ def held_loop() -> Iterator[None]:
         free.set()
 
 
-@pytest.fixture
-def wakes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What wakes the background loop from other threads."""
-    event_loop.run(nothing())
-    loop = event_loop._loop
-    assert loop is not None
-    seen: list[Any] = []
-    wake = loop.call_soon_threadsafe
-
-    def counted(function: Any, *given: Any, **more: Any) -> Any:
-        seen.append(function)
-        return wake(function, *given, **more)
-
-    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
-    return seen
-
-
 def test_every_loop_gets_its_own_answers() -> None:
     """Threads that interrupt each other as often as Python lets them lose none."""
 
@@ -88,18 +71,6 @@ def test_every_loop_gets_its_own_answers() -> None:
     for start, got in zip(range(0, 4000, 1000), answers, strict=True):
         assert [x for x in got if x > 0] == [x for x in range(start, start + 1000) if x]
         assert [-x for x in got if x < 0] == [x for x in range(start, start + 1000, 50) if x]
-
-
-def test_coroutines_that_come_while_the_loop_is_busy_wake_it_once(wakes: list[Any]) -> None:
-    async def together() -> list[int]:
-        with held_loop():
-            wakes.clear()
-            asked = [asyncio.create_task(event_loop.wait(same(i))) for i in range(100)]
-            await asyncio.sleep(0)
-        return await asyncio.gather(*asked)
-
-    assert asyncio.run(together()) == list(range(100))
-    assert len(wakes) == 1
 
 
 def test_coroutines_awaited_together_keep_their_callers_contexts() -> None:

@@ -135,12 +135,12 @@ def test_a_refused_allocation_names_numbers_and_knob(ended: dict[str, Ended]) ->
 )
 def test_each_wording_of_a_gpu_has_its_way_out(said: str, advice: str) -> None:
     asked = {"max_model_len": 32768, "gpu_memory_utilization": 0.96}
-    way_out = oom.way_out(said, lambda: asked)
-    assert way_out is not None
-    assert advice in way_out
-    assert "max_model_len=32768, " not in way_out.split("Asked for")[0]
-    assert "Asked for: gpu_memory_utilization=0.96, max_model_len=32768; " in way_out
-    assert oom.way_out("ValueError: bad config", lambda: asked) is None
+    given = oom.advice(said, lambda: asked)
+    assert given is not None
+    assert advice in given
+    assert "max_model_len=32768, " not in given.split("Asked for")[0]
+    assert "Asked for: gpu_memory_utilization=0.96, max_model_len=32768; " in given
+    assert oom.advice("ValueError: bad config", lambda: asked) is None
 
 
 # Death.

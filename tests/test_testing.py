@@ -52,3 +52,25 @@ def test_sizes_are_checked(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="multiple of 32"):
             write_checkpoint(tmp_path / "wrong", **wrong)
     assert not (tmp_path / "wrong").exists()
+
+
+def test_another_preset_leaves_the_checkpoint_as_it_is(tmp_path: Path) -> None:
+    here = write_checkpoint(tmp_path / "here")
+    script = """
+import sys
+from qwen3_embeddings import prompts
+more = prompts.Task("another", "Retrieve zebras, quokkas and axolotls")
+prompts.TASKS = dict(prompts.TASKS) | {"another": more}
+from qwen3_embeddings.testing import write_checkpoint
+write_checkpoint(sys.argv[1])
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "there")], check=True)
+    assert contents(here) == contents(tmp_path / "there")
+
+
+def test_folder_under_the_home_folder_is_written_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert write_checkpoint("~/tiny") == tmp_path / "tiny"
+    assert (tmp_path / "tiny" / "config.json").is_file()

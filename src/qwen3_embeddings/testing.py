@@ -1,8 +1,8 @@
-"""A tiny random checkpoint, to test code that embeds without downloading weights.
+"""Write a tiny random checkpoint, to test code that embeds without downloading weights.
 
 It has the files, architecture, template and end token of a published Qwen3-Embedding model, so
-vLLM, sentence-transformers and this package load it as they load the real one. Its vectors are
-right in every way but meaning.
+vLLM, sentence-transformers and this package load it like a published one. Its vectors have no
+meaning; everything else about them is right.
 
     python -m qwen3_embeddings.testing PATH
 """
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from qwen3_embeddings.errors import ConfigurationError, MissingDependencyError
 from qwen3_embeddings.models import END_TOKEN
-from qwen3_embeddings.prompts import TASKS, instruct
+from qwen3_embeddings.prompts import instruct
 
-# The 26 added tokens of the Qwen3 tokenizer, in their order: 151643 to 151668 there, directly
-# behind the base vocabulary here.
+# The 26 added tokens of the Qwen3 tokenizer, in their order. They follow the base vocabulary, as
+# ids 151643 to 151668 do there.
 SPECIAL_TOKENS = (
     END_TOKEN,
     *("<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
@@ -32,12 +32,55 @@ SPECIAL_TOKENS = (
     *("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>"),
     *("<think>", "</think>"),
 )
-_PLAIN = 14  # from <tool_call> on they are ordinary added tokens, kept when decoding
+_PLAIN = 14  # from <tool_call> on they are ordinary added tokens, which decoding keeps
 
 # Pre-tokenizer of the Qwen2 and Qwen3 tokenizers (tokenizer.json).
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+# What the tokenizer is trained on. It is not `TASKS`, so a new preset does not change checkpoints.
+_SENTENCES = (
+    ("Given a web search query, retrieve relevant passages that answer the query", "web_search"),
+    (
+        "Given a question, retrieve Wikipedia passages that answer the question",
+        "question_answering",
+    ),
+    (
+        "Given a multi-hop question, retrieve documents that can help answer the question",
+        "multi_hop",
+    ),
+    ("Given a claim, retrieve documents that support or refute the claim", "fact_checking"),
+    ("Given a claim, find documents that refute the claim", "counter_argument"),
+    (
+        "Given a financial question, retrieve user replies that best answer the question",
+        "finance",
+    ),
+    (
+        "Given a scientific paper title, retrieve paper abstracts that are cited by the given "
+        "paper",
+        "citation",
+    ),
+    (
+        "Given a question, retrieve questions that are semantically equivalent to the given "
+        "question",
+        "duplicate_question",
+    ),
+    ("Given a code comment, retrieve the code snippet corresponding to that comment.", "code"),
+    (
+        "Given a Chinese search query, retrieve web passages that answer the question",
+        "chinese_web_search",
+    ),
+    ("Retrieve semantically similar text", "similarity"),
+    ("Retrieve parallel sentences", "bitext"),
+    ("Identify the topic or theme of the given news articles", "clustering"),
+    (
+        "Classify the sentiment expressed in the given movie review text from the IMDB dataset",
+        "sentiment",
+    ),
+    ("Given a online banking query, find the corresponding intents", "intent"),
 )
 
 
@@ -55,16 +98,24 @@ def write_checkpoint(
     The same arguments give the same bytes.
 
     Args:
-        path: folder to write, made if it is not there.
+        path: folder to write; it is created if needed.
         dimensions: native embedding size, a multiple of 32.
-        layers: transformer layers.
+        layers: number of transformer layers.
         context: longest input in tokens.
         vocabulary: largest size of the base vocabulary, at least 256; 26 special tokens follow.
-        seed: of the random weights.
+        seed: seed of the random weights.
+
+    Returns:
+        The folder, which can be passed as `model`.
 
     Raises:
         ConfigurationError: a size does not fit the architecture.
         MissingDependencyError: tokenizers or safetensors is not installed.
+
+    Example:
+        >>> folder = write_checkpoint("tiny")
+        >>> Embedder(str(folder)).encode_query(["capital of China"]).shape
+        (1, 128)
     """
     if dimensions < 32 or dimensions % 32 or vocabulary < 256 or layers < 1 or context < 8:
         raise ConfigurationError(
@@ -80,49 +131,35 @@ def write_checkpoint(
             f"a test checkpoint needs tokenizers and safetensors ({error}). Run "
             "pip install 'qwen3-embeddings[testing]'."
         ) from error
-    folder = Path(path)
+    config = _config(dimensions, layers, context, tokenizer.get_vocab_size())
+    end = tokenizer.token_to_id(END_TOKEN)
+    folder = Path(path).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = _config(dimensions, layers, context, tokenizer.get_vocab_size())
-    weights = _weights(config, tokenizer.token_to_id(END_TOKEN), np.random.default_rng(seed))
+    weights = _weights(config, end, np.random.default_rng(seed))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    for name, content in _json_files(config, tokenizer.token_to_id(END_TOKEN)).items():
-        file = folder / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _write_json(folder, _json_files(config, end))
     return folder
 
 
-def _train_tokenizer(vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer laid out as Qwen3's, trained on the task presets."""
-    from tokenizers import (
-        AddedToken,
-        Regex,
-        Tokenizer,
-        decoders,
-        normalizers,
-        pre_tokenizers,
-        processors,
-        trainers,
-    )
-    from tokenizers import models as kinds
+def _write_json(folder: Path, files: dict[str, Any]) -> None:
+    for name, content in files.items():
+        file = folder / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    tokenizer = Tokenizer(kinds.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+
+def _train_tokenizer(vocabulary: int) -> Any:
+    """Train a byte-level BPE tokenizer with the layout of Qwen3's."""
+    from tokenizers import AddedToken, pre_tokenizers, processors, trainers
+
+    tokenizer = _untrained_tokenizer()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    corpus = [instruct(task.instruction, task.name) for task in TASKS.values()]
-    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.train_from_iterator([instruct(text, word) for text, word in _SENTENCES], trainer)
     tokenizer.add_tokens(
         [
             AddedToken(token, special=position < _PLAIN, normalized=False)
@@ -134,6 +171,21 @@ def _train_tokenizer(vocabulary: int) -> Any:
         pair=f"$A {END_TOKEN} $B:1 {END_TOKEN}:1",
         special_tokens=[(END_TOKEN, tokenizer.token_to_id(END_TOKEN))],
     )
+    return tokenizer
+
+
+def _untrained_tokenizer() -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
@@ -171,7 +223,7 @@ def _config(dimensions: int, layers: int, context: int, vocabulary: int) -> dict
 def _weights(
     config: dict[str, Any], end: int, random: np.random.Generator
 ) -> dict[str, NDArray[np.float32]]:
-    """Weights under the published names, scaled so that texts get clearly different vectors."""
+    """Return weights under the published names, scaled so that the vectors differ clearly."""
     size, inner = config["hidden_size"], config["intermediate_size"]
     queries = config["num_attention_heads"] * config["head_dim"]
     keys = config["num_key_value_heads"] * config["head_dim"]
@@ -184,7 +236,7 @@ def _weights(
         return np.ones(count, dtype=np.float32)
 
     table = random.standard_normal((config["vocab_size"], size), dtype=np.float32)
-    table[end] *= 0.1  # the last position speaks for the text, not for its own token
+    table[end] *= 0.1  # the last position should represent the text, not its own token
     weights = {"embed_tokens.weight": table, "norm.weight": ones(size)}
     for layer in range(config["num_hidden_layers"]):
         weights |= {
@@ -207,37 +259,11 @@ def _weights(
 
 
 def _json_files(config: dict[str, Any], end: int) -> dict[str, Any]:
-    """The files beside weights and tokenizer, as the published checkpoints have them."""
-    added = {
-        str(end + position): {
-            "content": token,
-            "lstrip": False,
-            "normalized": False,
-            "rstrip": False,
-            "single_word": False,
-            "special": position < _PLAIN,
-        }
-        for position, token in enumerate(SPECIAL_TOKENS)
-    }
+    """The other files of a published checkpoint, by path in the folder."""
     modules = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     return {
         "config.json": config,
-        "tokenizer_config.json": {
-            "add_bos_token": False,
-            "add_prefix_space": False,
-            "added_tokens_decoder": added,
-            "additional_special_tokens": list(SPECIAL_TOKENS[1:_PLAIN]),
-            "bos_token": None,
-            "clean_up_tokenization_spaces": False,
-            "eos_token": "<|im_end|>",
-            "errors": "replace",
-            "model_max_length": config["max_position_embeddings"],
-            "pad_token": END_TOKEN,
-            "padding_side": "left",
-            "split_special_tokens": False,
-            "tokenizer_class": "Qwen2Tokenizer",
-            "unk_token": None,
-        },
+        "tokenizer_config.json": _tokenizer_config(config["max_position_embeddings"], end),
         "modules.json": [
             {
                 "idx": index,
@@ -248,7 +274,7 @@ def _json_files(config: dict[str, Any], end: int) -> dict[str, Any]:
             for index, (folder, kind) in enumerate(modules.items())
         ],
         "config_sentence_transformers.json": {
-            "prompts": {"query": instruct(TASKS["web_search"].instruction, ""), "document": ""},
+            "prompts": {"query": instruct(_SENTENCES[0][0], ""), "document": ""},
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
         },
@@ -266,15 +292,45 @@ def _json_files(config: dict[str, Any], end: int) -> dict[str, Any]:
     }
 
 
+def _tokenizer_config(context: int, end: int) -> dict[str, Any]:
+    added = {
+        str(end + position): {
+            "content": token,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": position < _PLAIN,
+        }
+        for position, token in enumerate(SPECIAL_TOKENS)
+    }
+    return {
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "added_tokens_decoder": added,
+        "additional_special_tokens": list(SPECIAL_TOKENS[1:_PLAIN]),
+        "bos_token": None,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|im_end|>",
+        "errors": "replace",
+        "model_max_length": context,
+        "pad_token": END_TOKEN,
+        "padding_side": "left",
+        "split_special_tokens": False,
+        "tokenizer_class": "Qwen2Tokenizer",
+        "unk_token": None,
+    }
+
+
 def main() -> None:
-    """Command line of ``python -m qwen3_embeddings.testing``."""
+    """Run the command line ``python -m qwen3_embeddings.testing``."""
     parser = argparse.ArgumentParser(description="Write a tiny random Qwen3-Embedding checkpoint.")
-    parser.add_argument("path", metavar="PATH", help="folder to write")
+    parser.add_argument("path", metavar="PATH", help="folder to write; it is created if needed")
     parser.add_argument("--dimensions", type=int, default=128, help="native size (128)")
     parser.add_argument("--layers", type=int, default=2, help="transformer layers (2)")
     parser.add_argument("--context", type=int, default=2048, help="longest input in tokens (2048)")
     parser.add_argument("--vocabulary", type=int, default=640, help="base vocabulary (640)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (0)")
     print(write_checkpoint(**vars(parser.parse_args())))
 
 

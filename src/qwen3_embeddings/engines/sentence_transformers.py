@@ -6,8 +6,11 @@ Slow and plain on purpose. One call at a time, whatever the number of callers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
+import importlib
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -113,7 +116,8 @@ class ReferenceEngine:
         dtype = model.precision(self.dtype)
         keywords["model_kwargs"] = {"dtype": dtype} | keywords.get("model_kwargs", {})
         try:
-            encoder = SentenceTransformer(self.model, **keywords)
+            with _no_progress_bar():
+                encoder = SentenceTransformer(self.model, **keywords)
         except TypeError as error:
             raise ConfigurationError(
                 f"engine_kwargs holds what SentenceTransformer does not know ({error})."
@@ -139,6 +143,25 @@ class ReferenceEngine:
     def _encode_alone(self, encoder: Any, prompts: list[Prompt]) -> tuple[Vectors, int]:
         with self._turn:  # the thread of a cancelled call still runs
             return _encode(encoder, prompts)
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Hide the bar "Loading weights" of transformers; those of downloads stay."""
+    hub: Any = importlib.import_module("huggingface_hub.utils")
+    from transformers.utils import logging
+
+    shown, downloads_shown = logging.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    if downloads_shown:
+        hub.enable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+        if not downloads_shown:
+            hub.disable_progress_bars()
 
 
 def _failed(loading: asyncio.Future[Any]) -> bool:

