@@ -25,6 +25,7 @@ from qwen3_embeddings import (
     Embedder,
     EngineClosedError,
     ServerConnectionError,
+    ServerResponseError,
     Task,
     TextEncodingError,
     TextsFailedError,
@@ -32,11 +33,13 @@ from qwen3_embeddings import (
     UnknownModelError,
     UnknownTaskError,
     Usage,
+    event_loop,
+    token_counts,
     truncate,
 )
 from qwen3_embeddings.config import check_can_pickle, engine_arguments, resolve
 from qwen3_embeddings.prompts import instruct
-from qwen3_embeddings.request import Output, Plan, slices
+from qwen3_embeddings.request import Output, Plan, Texts, slices
 
 
 @pytest.mark.parametrize("engine", ["embedder", "reference", "remote"])
@@ -104,6 +107,36 @@ async def test_count_tokens_includes_instruction_and_end_token(
     assert embedder.count_tokens([]) == []
     with pytest.raises(TextTypeError, match=r"texts\[1\]"):
         embedder.count_tokens(["a", None])  # type: ignore[list-item]
+
+
+def test_count_tokens_in_process_starts_no_engine(checkpoint: str) -> None:
+    with Embedder(checkpoint, engine_kwargs={"max_num_seqs": 3}) as embedder:
+        assert embedder.count_tokens("") == 1
+        assert embedder._lease.engine._thread is None  # type: ignore[attr-defined]
+    with pytest.raises(UnknownModelError):
+        Embedder("no-such-model").count_tokens(["a"])
+
+
+def test_count_tokens_of_a_server_without_tokenize_uses_a_local_tokenizer(
+    checkpoint: str,
+) -> None:
+    class Server:
+        """No ``/tokenize``, like most servers that are not vLLM."""
+
+        async def start(self) -> None:
+            pass
+
+        async def tokenize(self, texts: list[str], urgent: bool) -> list[list[int]]:
+            raise ServerResponseError("no such route.", 404)
+
+    def count(model: str | None) -> list[int]:
+        texts = Texts(["", "one text"], [1, 9], "", False, [])
+        return event_loop.run(token_counts.remote(Server(), texts, model))  # type: ignore[arg-type]
+
+    assert count(checkpoint) == Embedder(checkpoint).count_tokens(["", "one text"])
+    for unknown in (None, "tiny"):
+        with pytest.raises(ConfigurationError, match="no /tokenize"):
+            count(unknown)
 
 
 @pytest.mark.parametrize("engine", ["embedder", "remote"])
@@ -407,8 +440,6 @@ def test_show_progress_counts_every_text(
 def test_overflow_mean_weighs_pieces_by_their_tokens(checkpoint: str, embedder: Embedder) -> None:
     text = "x y " * 2000
     averaged = Embedder(checkpoint, dtype="float32", overflow="mean").encode_document(["a", text])
-    from qwen3_embeddings import event_loop
-
     engine = embedder._lease.engine
     ids = event_loop.run(engine.tokenize([text]))[0]
     body, end = ids[:-1], ids[-1]
@@ -425,8 +456,6 @@ def test_overflow_truncate_keeps_instruction_and_end_token(
 ) -> None:
     text = "x y " * 2000
     cut = Embedder(checkpoint, dtype="float32", overflow="truncate").encode_query([text])
-    from qwen3_embeddings import event_loop
-
     engine = embedder._lease.engine
     prompt = instruct(TASKS["web_search"].instruction, text)
     ids = event_loop.run(engine.tokenize([prompt]))[0]

@@ -8,12 +8,12 @@ from typing import Any, overload
 
 import numpy as np
 
-from qwen3_embeddings import config, event_loop, models
+from qwen3_embeddings import config, event_loop, models, token_counts
 from qwen3_embeddings.config import Role
 from qwen3_embeddings.engines.base import Usage
 from qwen3_embeddings.engines.registry import Lease
 from qwen3_embeddings.inputs import check_list, check_texts, read
-from qwen3_embeddings.pipeline import Policy, encode, token_ids
+from qwen3_embeddings.pipeline import Policy, encode
 from qwen3_embeddings.request import Texts
 from qwen3_embeddings.stream import AsyncStream, Stream, ahead
 from qwen3_embeddings.vectors import Matrix, Vector, Vectors
@@ -25,6 +25,7 @@ class Encoding:
     model: str | None
     engine: str
     dimensions: int | None
+    _settings: dict[str, Any]
     _policy: Policy
     _lease: Lease
     _usage: Usage
@@ -185,9 +186,10 @@ class Encoding:
     def count_tokens(self, texts: Iterable[str], *, role: Role = "document") -> int | list[int]:
         """Count the tokens that the model reads for each text.
 
-        The model's own tokenizer counts. The instruction of the role and the end token are
-        included, because both are part of the input and count towards the context. A text over
-        the context is counted whole.
+        The model's own tokenizer counts. For an engine in this process it is loaded from the
+        checkpoint, and no engine is started. A server is asked. The instruction of the role and
+        the end token are included, because both are part of the input and count towards the
+        context. A text over the context is counted whole.
 
         Args:
             texts: a list of strings, or one string.
@@ -199,8 +201,9 @@ class Encoding:
         Raises:
             TextTypeError: a text is not a string, or `texts` is not a list of texts.
             TextEncodingError: a text holds a lone surrogate.
-            ConfigurationError: the server has no ``/tokenize``.
-            EngineError: the engine or server failed.
+            UnknownModelError: the tokenizer is neither on this machine nor on a reachable hub.
+            ConfigurationError: the server has no ``/tokenize``, and the tokenizer is not here.
+            EngineError: the server failed.
 
         Example:
             >>> embedder.count_tokens("Hello")
@@ -260,7 +263,11 @@ class Encoding:
         async def count() -> int | list[int]:
             if checked.failures:
                 raise checked.failures[0]
-            counts = [len(ids) for ids in await token_ids(self._lease.engine, checked)]
+            if self.engine == "server" or self.model is None:
+                counts = await token_counts.remote(self._lease.engine, checked, self.model)
+            else:
+                kwargs = self._settings["engine_kwargs"]
+                counts = await token_counts.local(self.model, kwargs, checked.prompts)
             return counts[0] if isinstance(texts, str) else counts
 
         return count()

@@ -90,24 +90,6 @@ async def encode(
     return computed.vectors
 
 
-async def token_ids(engine: Engine, texts: Texts) -> list[list[int]]:
-    """Return the token ids of each text of a call, end token included.
-
-    Raises:
-        ConfigurationError: the server has no ``/tokenize``.
-    """
-    if not texts.prompts:
-        return []
-    await engine.start()
-    try:
-        return await engine.tokenize(texts.prompts, texts.urgent)
-    except (ServerResponseError, ServerRefusedError) as error:
-        raise ConfigurationError(
-            f"count_tokens needs the server's tokenizer, and this server has no /tokenize "
-            f"({error}). Use a vLLM server, or an Embedder without base_url."
-        ) from error
-
-
 def _check_served(texts: Texts, served: Served, policy: Policy) -> None:
     """Raise for texts for which this engine would return the vectors of other texts."""
     if served.context is None and policy.overflow != "error":
