@@ -18,8 +18,8 @@ PIP := $(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-ur
 
 MONITORING_TOOLS := prometheus promtool caddy npm
 
-.PHONY: install demo test test-servers test-monitoring test-open-webui soak fuzz lint types docs \
-  bench clean
+.PHONY: install demo test test-fast test-servers test-monitoring test-open-webui soak fuzz lint \
+  types docs dist bench clean
 
 install: $(VENV)/installed
 
@@ -95,6 +95,15 @@ types: install
 # Warnings are errors (mkdocs.yml). The variable hides an announcement of another generator.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# All four distributions, checked, installed into an empty environment and run there.
+dist: install
+	$(PIP) --group dist
+	rm -rf dist
+	for project in $(dir $(PROJECTS)); do $(BIN)/python -m build --outdir dist $$project || exit 1; done
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	DIST=dist $(BIN)/python -m pytest -o addopts= tests/test_dist.py
 
 bench: install
 	$(PIP) --group bench

@@ -25,6 +25,17 @@ os.environ |= {
 }
 
 
+NEED_ENGINE = {"checkpoint", "server", "run_script"}
+"""Fixtures whose tests run a model, and so need vLLM or torch."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need an engine; `make test-fast` leaves them out."""
+    for item in items:
+        if NEED_ENGINE & set(getattr(item, "fixturenames", ())):
+            item.add_marker("engine")
+
+
 @dataclass(frozen=True)
 class RunningServer:
     """A vLLM server of the test checkpoint, float32, that wants a key."""
