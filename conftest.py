@@ -1,4 +1,4 @@
-"""What every test of this repository stands on: a small checkpoint, and one real vLLM server."""
+"""Fixtures for every test of this repository: a small checkpoint, and one real vLLM server."""
 
 from __future__ import annotations
 
@@ -25,9 +25,20 @@ os.environ |= {
 }
 
 
+NEED_ENGINE = {"checkpoint", "server", "run_script"}
+"""Fixtures whose tests run a model, and so need vLLM or torch."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need an engine; `make test-fast` leaves them out."""
+    for item in items:
+        if NEED_ENGINE & set(getattr(item, "fixturenames", ())):
+            item.add_marker("engine")
+
+
 @dataclass(frozen=True)
 class RunningServer:
-    """A vLLM server of the test checkpoint, float32, that wants a key."""
+    """A vLLM server of the test checkpoint, in float32, that requires a key."""
 
     base_url: str
     api_key: str
@@ -36,13 +47,13 @@ class RunningServer:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny random checkpoint: 128 numbers native, 2,048 tokens of context."""
+    """A tiny random checkpoint: 128 dimensions, a context of 2,048 tokens."""
     return str(write_checkpoint(tmp_path_factory.mktemp("checkpoint")))
 
 
 @pytest.fixture(scope="session")
 def server(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """One real vLLM server a session; it takes a minute to start."""
+    """One real vLLM server per session, which needs a minute to start."""
     with running_server(checkpoint, tmp_path_factory.mktemp("server") / "log") as running:
         yield running
 
@@ -51,8 +62,8 @@ def server(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def running_server(checkpoint: str, log: Path, *flags: str) -> Iterator[RunningServer]:
     """`qwen3-embeddings serve`, with further flags for vLLM, until the block ends.
 
-    On a CPU vLLM would put the model into a third process, which takes as long to start as the
-    other two; here the engine's own does. tests/test_serve.py has a server with all of them.
+    On a CPU vLLM would run the model in a third process, which starts as slowly as the other two.
+    Here the engine's process runs it. tests/test_serve.py has a server with all three.
     """
     running = RunningServer(f"http://127.0.0.1:{free_port()}/v1", "sesame-street-123", "tiny")
     command = [
@@ -90,7 +101,7 @@ def wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) ->
 
 
 def free_port() -> int:
-    """A port nobody listens on at the moment."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,8 +1,10 @@
-"""The command line: exit codes, one line for an error, and nothing heavy imported for nothing."""
+"""The command line: exit codes, one line per error, and no engine imported without need."""
 
 from __future__ import annotations
 
 import json
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,27 +20,27 @@ HEAVY = ["vllm", "torch", "openai", "langchain_core", "llama_index", "transforme
 
 
 def error_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """What an error left on stderr, which ends with it."""
+    """Return the last line of stderr, which holds the error."""
     lines = capsys.readouterr().err.splitlines()
     assert not any("Traceback" in line for line in lines)
     assert lines[-1].startswith("qwen3-embeddings: ")
     return lines[-1]
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_version_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"qwen3-embeddings {qwen3_embeddings.__version__}\n"
 
 
-def test_runs_as_module() -> None:
+def test_module_run_prints_version() -> None:
     command = [sys.executable, "-m", "qwen3_embeddings", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == qwen3_embeddings.__version__
 
 
-def test_imports_nothing_heavy() -> None:
+def test_main_import_loads_no_engine() -> None:
     code = "import json, sys, qwen3_embeddings.cli.main; print(json.dumps(list(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(HEAVY) & set(json.loads(done.stdout))
@@ -48,20 +50,22 @@ def test_imports_nothing_heavy() -> None:
     "arguments",
     [[], ["dem"], ["demo", "--dimensions", "many"], ["demo", "--engine", "x"]],
 )
-def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_wrong_usage_exits_with_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
     assert "usage: qwen3-embeddings" in capsys.readouterr().err
 
 
-def test_takes_no_key() -> None:
+def test_demo_api_key_option_is_refused() -> None:
     with pytest.raises(SystemExit) as stop:
         main(["demo", "--api-key", "secret"])
     assert stop.value.code == 2
 
 
-def test_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_unknown_model_names_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--model", "nobody/nothing"]) == 1
     line = error_line(capsys)
     assert "'nobody/nothing'" in line
@@ -76,7 +80,7 @@ def test_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
         ("--engine", "server", "base_url"),
     ],
 )
-def test_setting_that_cannot_work(
+def test_demo_impossible_setting_names_it(
     option: str, value: str, named: str, checkpoint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["demo", "--model", checkpoint, option, value]) == 1
@@ -84,7 +88,7 @@ def test_setting_that_cannot_work(
 
 
 @pytest.mark.parametrize("package", ["langchain_qwen3_embeddings", "llama_index.embeddings.qwen3"])
-def test_integration_not_installed(
+def test_demo_integration_missing_names_the_extra(
     package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
@@ -92,7 +96,7 @@ def test_integration_not_installed(
     assert "pip install 'qwen3-embeddings[demo]'" in error_line(capsys)
 
 
-def test_no_engine_installed(
+def test_demo_engine_missing_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(model, "find_spec", lambda name: None)
@@ -100,7 +104,9 @@ def test_no_engine_installed(
     assert "pip install 'qwen3-embeddings[vllm]'" in error_line(capsys)
 
 
-def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_interrupt_returns_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupt(_: object) -> int:
         raise KeyboardInterrupt
 
@@ -109,7 +115,7 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == ""
 
 
-def test_reader_that_has_seen_enough() -> None:
+def test_main_closed_pipe_exits_quietly() -> None:
     command = [sys.executable, "-m", "qwen3_embeddings", "demo"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -119,10 +125,10 @@ def test_reader_that_has_seen_enough() -> None:
     assert process.returncode == 0
 
 
-def test_bench_measures_and_writes(
+def test_bench_short_run_writes_results(
     embedder: Embedder, checkpoint: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """On the session's engine, kept by the fixture: `dtype` and all else are the same."""
+    """Runs on the session's engine, because all settings are equal."""
     file = tmp_path / "figures.json"
     short = ["--words", "5", "--texts", "70", "--clients", "1", "3", "--seconds", "0.2"]
     command = ["bench", "--model", checkpoint, "--dtype", "float32", *short, "--json", str(file)]
@@ -148,7 +154,7 @@ def test_bench_measures_and_writes(
         ["--texts", "many"],
     ],
 )
-def test_bench_refuses_what_cannot_be_measured(
+def test_bench_impossible_option_exits_with_2(
     wrong: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -157,9 +163,24 @@ def test_bench_refuses_what_cannot_be_measured(
     assert "or more" in capsys.readouterr().err
 
 
-def test_bench_finds_out_first_that_it_cannot_write(
+def test_bench_unwritable_file_fails_before_measuring(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """There is no model to measure either."""
+    """The model does not exist either, and is never looked up."""
     assert main(["bench", "--model", "nobody/nothing", "--json", str(tmp_path)]) == 1
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_bench_timeout_names_options_of_bench(capsys: pytest.CaptureFixture[str]) -> None:
+    """A server that never answers: every parameter in the message is an option of `bench`."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        command = ["bench", "--base-url", url, "--model", "any", "--timeout", "0.05"]
+        assert main(command) == 1
+    line = error_line(capsys)
+    assert "did not answer within 0.05 s" in line
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    options = capsys.readouterr().out
+    for parameter in re.findall(r"(?:[Rr]aise|lower) (\w+)", line):
+        assert "--" + parameter.replace("_", "-") in options

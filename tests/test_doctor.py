@@ -316,7 +316,7 @@ async def test_pooling_last_token_of_random_weights_is_ok(
     found = await pooling.pooling(subject)
     assert found.status == "ok"
     assert found.measured is not None
-    assert found.measured > 2 * pooling.LAST
+    assert found.measured > 1.5 * pooling.LAST
     assert (await pooling.end_token(subject)).status == "ok"
 
 
@@ -334,7 +334,7 @@ async def test_pooling_wrong_mode_of_random_weights_fails(
     assert found.status == "failure"
     assert said in found.message
     assert found.measured is not None
-    assert found.measured < pooling.MEAN / 2
+    assert found.measured < 0.8 * pooling.MEAN
 
 
 async def test_pooling_short_context_cannot_tell_the_mean(tmp_path: Path) -> None:

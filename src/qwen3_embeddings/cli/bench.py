@@ -1,7 +1,7 @@
-"""The command ``qwen3-embeddings bench``: what an engine or a server gives, in figures.
+"""The command ``qwen3-embeddings bench``: measure throughput and latency.
 
-Throughput by length of the texts, and latency by number of clients that send one query after the
-other. Texts are random words, none twice, so that no cache helps.
+Throughput is measured by text length. Latency is measured by number of clients, each of which
+sends one query after the other. Texts are random words and never repeat, so no cache helps.
 """
 
 from __future__ import annotations
@@ -30,31 +30,42 @@ Query = Callable[[str], Awaitable[Any]]
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
-    """Declare the command and its options among `commands`."""
+    """Add the command and its options to `commands`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "bench",
-        help="measure texts a second and latency of an engine or a server",
-        description="Measure texts a second by length, and the latency of single queries by number "
+        help="measure throughput and latency of an engine or a server",
+        description="Measure texts/s by text length, and the latency of single queries by number "
         "of clients, in this process or through a server.",
     )
     option = parser.add_argument
     option("--model", help="hub id, folder, or name on the server (QWEN3_EMBEDDINGS_MODEL)")
     option("--base-url", help="OpenAI-compatible server to use (QWEN3_EMBEDDINGS_BASE_URL)")
     option("--dimensions", type=int, help=f"Matryoshka size, {MIN_DIMENSIONS} to native (native)")
-    option("--engine", choices=sorted(KINDS), help="what runs the model")
+    option("--engine", choices=sorted(KINDS), help="engine that runs the model")
     option("--dtype", default="auto", help="auto, bfloat16 or float32 (auto)")
+    option("--batch-size", type=_at_least(1, int), help="largest number of texts per request (64)")
+    option("--timeout", type=_at_least(0.001, float), default=60.0,
+           help="seconds that one request to a server may last (60)")  # fmt: skip
     count = _at_least(1, int)
-    option("--words", type=count, nargs="+", default=[20, 80, 330], help="words a text (20 80 330)")
-    option("--texts", type=count, default=2048, help="texts a measurement (2048)")
-    option("--clients", type=count, nargs="+", default=[1, 16, 64], help="(1 16 64)")
+    option(
+        "--words", type=count, nargs="+", default=[20, 80, 330], help="words per text (20 80 330)"
+    )
+    option("--texts", type=count, default=2048, help="texts per measurement (2048)")
+    option(
+        "--clients", type=count, nargs="+", default=[1, 16, 64], help="numbers of clients (1 16 64)"
+    )
     option("--seconds", type=_at_least(0.1, float), default=5.0,
-           help="seconds a number of clients is measured (5)")  # fmt: skip
-    option("--json", metavar="FILE", help="write the figures there too; - for stdout alone")
+           help="duration of each latency measurement in seconds (5)")  # fmt: skip
+    option(
+        "--json",
+        metavar="FILE",
+        help="also write the results to this file; - writes only JSON, to stdout",
+    )
     return parser
 
 
 def _at_least(least: float, kind: Callable[[str], float]) -> Callable[[str], float]:
-    """What argparse reads a number of at least so much with."""
+    """Return a converter for argparse that accepts finite numbers of at least `least`."""
 
     def read(word: str) -> float:
         try:
@@ -69,9 +80,9 @@ def _at_least(least: float, kind: Callable[[str], float]) -> Callable[[str], flo
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and print."""
+    """Measure, print the results, and return the exit code."""
     if options.json and options.json != "-":
-        try:  # before the measurement, which takes minutes; earlier figures stay till then
+        try:  # before measuring for minutes; "a" keeps earlier results until then
             Path(options.json).open("a", encoding="utf-8").close()
         except OSError as error:
             raise ConfigurationError(
@@ -83,6 +94,8 @@ def run(options: argparse.Namespace) -> int:
         engine=options.engine,
         dtype=options.dtype,
         dimensions=options.dimensions,
+        batch_size=options.batch_size,
+        timeout=options.timeout,
     ) as embedder:
         results = measure(embedder, options)
     if options.json:
@@ -96,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def measure(embedder: Embedder, options: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one embedder."""
+    """Measure one embedder and return all results, in types that JSON can represent."""
     served = embedder.start()
     results: dict[str, Any] = {"served": asdict(served), "documents": {}, "queries": {}}
     for words in options.words:
@@ -113,27 +126,32 @@ def measure(embedder: Embedder, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> Iterator[str]:
-    """The figures for reading."""
+    """Yield the lines of a table of the results."""
     served = results["served"]
-    yield f"{served['model']} ({served['engine']}), {served['dimensions']} numbers a text"
+    yield f"{served['model']} ({served['engine']}), {served['dimensions']} dimensions"
     yield ""
     yield "documents, in one call"
     for words, rate in results["documents"].items():
-        yield f"{words:>8} words a text  {rate:>10,.0f} texts/s"
+        yield f"{words:>8} words per text  {rate:>10,.0f} texts/s"
     yield ""
     yield "single queries of 80 words"
     for clients, loop in results["queries"].items():
         yield (
-            f"{clients:>8} clients       {loop['texts_per_second']:>10,.0f} texts/s"
+            f"{clients:>8} clients         {loop['texts_per_second']:>10,.0f} texts/s"
             f"   p50 {loop['p50_ms']:.1f} ms   p99 {loop['p99_ms']:.1f} ms"
         )
 
 
-# Measuring; benchmarks/ measures others with the same functions.
+# The measurements. benchmarks/ uses the same functions for other libraries.
 
 
 def texts_of(words: int, seed: int) -> Iterator[str]:
-    """Texts of random words without end: of a module of Python's library, prose and code."""
+    """Yield texts of random words without end; the words are those of a standard-library module.
+
+    Args:
+        words: words per text.
+        seed: of the random choice.
+    """
     lines = Path(pydoc.__file__).read_text(encoding="utf-8").splitlines()
     vocabulary = [line.split()[0] for line in lines if line.split()][:600]
     chance = random.Random(seed)
@@ -142,22 +160,29 @@ def texts_of(words: int, seed: int) -> Iterator[str]:
 
 
 def take(count: int, words: int, seed: int) -> list[str]:
-    """So many of `texts_of`."""
+    """Return `count` texts of `texts_of`."""
     return list(itertools.islice(texts_of(words, seed), count))
 
 
 def per_second(call: Callable[[], Any], count: int) -> float:
-    """Texts a second of a call for `count` texts."""
+    """Return the throughput, in texts/s, of one call for `count` texts."""
     start = time.perf_counter()
     call()
     return count / (time.perf_counter() - start)
 
 
 async def closed_loop(query: Query, clients: int, seconds: float, words: int) -> dict[str, float]:
-    """So many clients, each sending one text after the other.
+    """Measure clients that each send one query after the other.
+
+    Args:
+        query: embeds one text.
+        clients: number of clients.
+        seconds: duration of the measurement, after a warm-up of at most one second.
+        words: words per text.
 
     Returns:
-        Texts a second, the latencies' median and 99th percentile in milliseconds, their number.
+        Throughput in texts/s, median and 99th percentile of the latency in ms, and the number of
+        queries.
     """
     texts = texts_of(words, seed=random.randrange(1 << 30))
     latencies: list[float] = []
@@ -167,7 +192,7 @@ async def closed_loop(query: Query, clients: int, seconds: float, words: int) ->
             await query(next(texts))
             sink.append(time.perf_counter() - start)
 
-    # For those that send blocking calls to threads.
+    # Libraries without async methods run their blocking calls in these threads.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(clients))
     warm_up = time.perf_counter() + min(1.0, seconds)
     await asyncio.gather(*(client(warm_up, []) for _ in range(clients)))

@@ -14,23 +14,33 @@ from qwen3_embeddings.models import MIN_DIMENSIONS
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
-    """Declare the command and its options among `commands`."""
+    """Add the command and its options to `commands`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "doctor",
         help="check that a server or an engine in this process returns the right vectors",
-        description="Check that a server, or an engine in this process, returns the vectors "
-        "Qwen3-Embedding should return. Exit code 0: right (warnings included); 1: something is "
-        "wrong; 2: wrong usage. The server's key comes from QWEN3_EMBEDDINGS_API_KEY.",
+        description="Check that a server, or an engine in this process, returns the vectors that "
+        "Qwen3-Embedding should return. Exit code 0: no check failed; 1: a check failed; 2: wrong "
+        "usage. The server's key is read from QWEN3_EMBEDDINGS_API_KEY.",
     )
     option = parser.add_argument
     option("--model", help="hub id, folder, or name on the server (QWEN3_EMBEDDINGS_MODEL)")
     option("--base-url", help="OpenAI-compatible server to check (QWEN3_EMBEDDINGS_BASE_URL)")
-    option("--dimensions", type=int, help=f"a Matryoshka size to check too ({MIN_DIMENSIONS})")
-    option("--task", default="web_search", help="preset whose instruction is checked (web_search)")
-    option("--engine", choices=sorted(KINDS), help="what runs the model")
-    option("--dtype", default="auto", help="of an engine in this process (auto)")
-    option("--engine-kwargs", type=_mapping, metavar="JSON", help="of an engine in this process")
-    option("--timeout", type=float, default=60.0, help="seconds a request may take (60)")
+    option("--dimensions", type=int, help=f"another Matryoshka size to check ({MIN_DIMENSIONS})")
+    option("--task", default="web_search", help="preset whose instruction is sent (web_search)")
+    option("--engine", choices=sorted(KINDS), help="engine that runs the model")
+    option("--dtype", default="auto", help="precision of an engine in this process (auto)")
+    option(
+        "--engine-kwargs",
+        type=_mapping,
+        metavar="JSON",
+        help="arguments of an engine in this process",
+    )
+    option(
+        "--timeout",
+        type=float,
+        default=60.0,
+        help="seconds that one request to a server may last (60)",
+    )
     option(
         "--reference",
         metavar="MODEL",
@@ -42,7 +52,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the checks and print the report."""
+    """Run the checks, print the report, and return the exit code."""
     try:
         embedder = Embedder(
             options.model,

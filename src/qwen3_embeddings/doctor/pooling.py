@@ -19,14 +19,18 @@ from qwen3_embeddings.models import END_TOKEN
 TINY = 1e-12
 """Replaces a distance of zero in a ratio; less than the rounding of float32 rows."""
 
-RUNS = (1023, 255)
-"""Lengths of the run that tells the last token from the mean; the first that is accepted."""
+SHORT, RUNS = 31, (2047, 1023, 255)
+"""Lengths of runs of equal tokens: the short one, and the long ones of which the first that the
+engine accepts is used. In 31 tokens the effect of one more is already proportional to its share."""
 
-LAST = 12.0
-"""Growth of the last token's effect from which the mean is ruled out."""
+LAST = 3.0
+"""Growth of the last token's effect, from the short run to the long, that rules out the mean."""
 
-MEAN = 4.0
-"""Growth up to which the mean is pooled, in a run of `RUNS[0]` tokens."""
+MEAN = 1.5
+"""Growth up to which the mean is pooled, if the long run has at least `SURE` tokens."""
+
+SURE = 1023
+"""Shorter runs cannot rule out that the last token is pooled but has little effect."""
 
 _RUN, _OTHERS = 16, (17, 64, 220)
 """Token ids of the run and of its last token. Any ids do; these exist in every Qwen3 tokenizer."""
@@ -92,7 +96,7 @@ async def pooling(subject: Subject) -> Finding:
     run, growth, noise = await _last_token_effect(subject)
     if growth >= LAST and growth >= 3 * noise:
         return Finding("pooling", "ok", "the last token is pooled", measured=growth)
-    if growth <= MEAN and run == RUNS[0]:
+    if growth <= MEAN and run >= SURE:
         said = f"the last of {run + 1} tokens counts as one of {run + 1}: the mean is pooled"
         return _wrong_pooling(said, growth)
     raise CannotTellError(
@@ -113,24 +117,24 @@ def _wrong_pooling(said: str, measured: float) -> Finding:
 async def _last_token_effect(subject: Subject) -> tuple[int, float, float]:
     """Measure how the last token's effect grows with the number of equal tokens before it.
 
-    The effect of a token b after n tokens a is the angle between [a] * n and [a] * n + [b]. A mean
-    divides it by about n: all states of the run are equal, and b's is one of n + 1. Under
-    last-token pooling the part of b's state that is its own stays, whatever n is.
+    The effect of a token b after n tokens a is n times the angle between [a] * n and [a] * n + [b].
+    All states of the run are equal, so in a mean b's state is one of n + 1, and the effect stays:
+    the growth is 1 for any weights. Under last-token pooling the part of b's state that comes
+    from b itself does not shrink, so the effect grows with n.
 
     Returns:
-        n; n times the largest effect of several tokens b after n tokens, divided by their effect
-        after one (about 1 for a mean of any weights, proportional to n for the last token); and
-        the same for the rounding error, which is the angle between [a] and [a] * n.
+        The length of the long run; the largest growth over several tokens b; and the growth that
+        rounding alone causes, which is that of the control b = a.
 
     Raises:
         CannotTellError: The engine refuses token ids, or runs of that length.
     """
     reason = f"the context has {subject.context} tokens"
     for run in RUNS:
-        if run >= subject.context:
+        if run + 2 > subject.context:
             continue
         try:
-            return run, *await _effect_after(subject, run)
+            return run, *await _growth(subject, run)
         except REFUSALS as error:
             reason = str(error)
     raise CannotTellError(
@@ -140,13 +144,17 @@ async def _last_token_effect(subject: Subject) -> tuple[int, float, float]:
     )
 
 
-async def _effect_after(subject: Subject, run: int) -> tuple[float, float]:
+async def _growth(subject: Subject, run: int) -> tuple[float, float]:
     """Return the growth and its noise, as `_last_token_effect` defines them."""
-    one, many = await subject.rows([_RUN]), await subject.rows([_RUN] * run)
-    growth, noise = 0.0, 0.0
+    before = {length: await subject.rows([_RUN] * length) for length in (SHORT, run)}
+
+    async def effect(length: int, other: int) -> float:
+        after = await subject.rows([_RUN] * length + [other])
+        return length * angle(before[length], after)
+
+    control = await effect(run, _RUN)
+    growths = []
     for other in _OTHERS:
-        short = max(TINY, angle(one, await subject.rows([_RUN, other])))
-        long = angle(many, await subject.rows([_RUN] * run + [other]))
-        if run * long / short > growth:
-            growth, noise = run * long / short, run * angle(one, many) / short
-    return growth, noise
+        short = max(TINY, await effect(SHORT, other))
+        growths.append((await effect(run, other) / short, control / short))
+    return max(growths)
