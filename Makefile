@@ -94,7 +94,7 @@ types: install
 
 # Warnings are errors (mkdocs.yml). The variable hides an announcement of another generator.
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: install
 	$(PIP) --group bench
