@@ -109,7 +109,7 @@ types: install
 
 # Warnings are errors (mkdocs.yml). The variable hides an announcement of another generator.
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # All four distributions, checked, installed into an empty environment and run there.
 dist: install
