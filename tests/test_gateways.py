@@ -272,6 +272,21 @@ def test_start_outer_whitespace_accuses_only_what_the_tokenizer_keeps(
     assert connect(model=model).start().strips is strips
 
 
+def test_start_outer_whitespace_of_a_server_known_to_strip_is_accused(
+    faulty: FaultyServer, connect: Connect
+) -> None:
+    faulty.respond = stripping(faulty, None)
+    answer = faulty.respond
+
+    def respond(request: Request) -> Any:
+        if request.path == "/v1/models":
+            return 200, {"data": [{"id": "tiny", "owned_by": "infinity"}]}
+        return answer(request)
+
+    faulty.respond = respond
+    assert connect().start().strips
+
+
 def test_encode_document_tokenizer_that_strips_accepts_texts_ending_in_newlines(
     faulty: FaultyServer, connect: Connect
 ) -> None:

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 FULL_CONTEXT = (0, 32)
 """First version of vLLM that always finishes an input as long as its context: an earlier one never
 does when the input spans several steps (vllm-project/vllm#48039)."""
+STRIPPING_SERVER = "infinity"
+"""``owned_by`` of a server that strips every text (infinity_emb's `fastapi_schemas`)."""
 PROBES = ["probe", "\n probe\n"]
 """Texts that differ in outer whitespace only."""
 
@@ -40,12 +42,14 @@ class _Listed:
         root: what it was loaded from.
         context: longest input in tokens; None when the list does not say.
         names: names of all models on the server.
+        owner: the software that serves it, as the list says.
     """
 
     name: str
     root: str
     context: int | None = None
     names: tuple[str, ...] = ()
+    owner: str = ""
 
 
 async def learn(endpoint: Endpoint, slots: Slots, model: str | None) -> Served:
@@ -68,6 +72,7 @@ async def learn(endpoint: Endpoint, slots: Slots, model: str | None) -> Served:
     except ModelNotFoundError:
         raise _not_served(endpoint.base_url, listed.names, model) from None
     known = models.MODELS.get(listed.name) or models.MODELS.get(listed.root)
+    stripped_for_certain = known is not None or listed.owner == STRIPPING_SERVER
     size = probe.vectors.shape[1]
     bare, padded = probe.vectors
     alike = bool(np.isclose(bare, padded, rtol=1e-5, atol=0).all())
@@ -77,22 +82,22 @@ async def learn(endpoint: Endpoint, slots: Slots, model: str | None) -> Served:
         dimensions=size,
         native=max(known.dimensions if known else 0, size),
         context=listed.context or (known.context if known else None),
-        strips=alike and await _strips(endpoint, listed.name, known is not None),
+        strips=alike and await _strips(endpoint, listed.name, stripped_for_certain),
     )
     logger.info("%s speaks %s: %s", endpoint.base_url, endpoint.wire_format, served)
     return served
 
 
-async def _strips(endpoint: Endpoint, model: str, known: bool) -> bool:
+async def _strips(endpoint: Endpoint, model: str, certain: bool) -> bool:
     """Whether the server, and not the model's tokenizer, removes outer whitespace.
 
-    ``/tokenize`` decides. Without it only the published models' tokenizers are known to keep
-    whitespace; of any other model it is unknown, and False accuses nobody.
+    ``/tokenize`` decides. Without it, it is certain for the published models, whose tokenizers keep
+    whitespace, and for a server that is known to strip. Else False accuses nobody.
     """
     with contextlib.suppress(Qwen3EmbeddingsError):
         bare, padded = [await endpoint.tokenize(model, text, retries=0) for text in PROBES]
         return bare != padded
-    return known
+    return certain
 
 
 async def _find_model(endpoint: Endpoint, model: str | None) -> _Listed:
@@ -129,7 +134,8 @@ async def _find_model(endpoint: Endpoint, model: str | None) -> _Listed:
         if version < FULL_CONTEXT:
             logger.info("vLLM %s may hang on %d tokens: one less here", version, context)
             context -= 1
-    return _Listed(row["id"], row.get("root") or row["id"], context, names)
+    owner = str(row.get("owned_by") or "")
+    return _Listed(row["id"], row.get("root") or row["id"], context, names, owner)
 
 
 def _choose(base_url: str, rows: list[dict[str, Any]], model: str | None) -> dict[str, Any] | None:

@@ -185,14 +185,19 @@ class ServerEngine:
         prompts = [composed(prompt) for prompt in prompts]
         texts = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str)]
         others = [i for i, prompt in enumerate(prompts) if not isinstance(prompt, str)]
-        if not (texts and others):
-            return await self._batcher.embed(Kind(dimensions, bool(texts), urgent), prompts, usage)
+        kinds = [(Kind(dimensions, kind is texts, urgent), kind) for kind in (texts, others)]
+        if texts and others:
+            return await self._embed_kinds(prompts, kinds, usage)
+        return await self._batcher.embed(kinds[0 if texts else 1][0], prompts, usage)
+
+    async def _embed_kinds(
+        self, prompts: list[Prompt], kinds: list[tuple[Kind, list[int]]], usage: Usage | None
+    ) -> Vectors:
+        """Embed prompts of two kinds, each at its positions: a request holds one kind."""
         pieces: list[tuple[list[int], Vectors]] = []
         errors: list[Qwen3EmbeddingsError] = []
 
-        async def part(group: list[int]) -> None:
-            """Embed the prompts of one kind: a request holds one kind."""
-            kind = Kind(dimensions, group is texts, urgent)
+        async def part(kind: Kind, group: list[int]) -> None:
             try:
                 rows = await self._batcher.embed(kind, [prompts[i] for i in group], usage)
                 pieces.append((group, rows))
@@ -204,7 +209,7 @@ class ServerEngine:
                     error = error.at(group[i] for i in error.positions)
                 errors.append(error)
 
-        await asyncio.gather(part(texts), part(others))
+        await asyncio.gather(*itertools.starmap(part, kinds))
         computed = Computed.of(pieces, len(prompts))
         if errors:
             raise errors[0].carrying(computed)

@@ -227,18 +227,8 @@ def status_error(status: int, label: str, url: str, said: str, shown: str) -> Qw
         said: what the server said.
         shown: the same without keys and texts.
     """
-    if status == 407:
-        return AuthenticationError(
-            f"{_PROXY} refused the request ({label}: {shown}). Write its user and password there, "
-            "http://user:password@host:port, or set NO_PROXY for the server's host.",
-            status,
-        )
-    if status in {401, 403}:
-        return AuthenticationError(
-            f"{url} refused the key ({label}: {shown}). Pass api_key=… or set "
-            "QWEN3_EMBEDDINGS_API_KEY; a pickle or dump holds neither key nor secret headers.",
-            status,
-        )
+    if status in {401, 403, 407}:
+        return _authentication_error(status, label, url, shown)
     if status == 404 and "model" in said.lower():
         return ModelNotFoundError(f"{url}: {shown} Leave model out to use the served one.", status)
     if status == 400 and _NEEDS_TLS.search(said):
@@ -267,6 +257,20 @@ def status_error(status: int, label: str, url: str, said: str, shown: str) -> Qw
     return ServerRefusedError(
         f"{url} refused the request ({label}: {shown}). Change what it names, or look into the "
         "server's log.",
+        status,
+    )
+
+
+def _authentication_error(status: int, label: str, url: str, shown: str) -> AuthenticationError:
+    if status == 407:
+        return AuthenticationError(
+            f"{_PROXY} refused the request ({label}: {shown}). Write its user and password there, "
+            "http://user:password@host:port, or set NO_PROXY for the server's host.",
+            status,
+        )
+    return AuthenticationError(
+        f"{url} refused the key ({label}: {shown}). Pass api_key=… or set "
+        "QWEN3_EMBEDDINGS_API_KEY; a pickle or dump holds neither key nor secret headers.",
         status,
     )
 
