@@ -28,11 +28,14 @@ from qwen3_embeddings import (
     EngineStartError,
     TextTooLongError,
     UnknownModelError,
+    event_loop,
 )
 from qwen3_embeddings.engines import scheduling
+from qwen3_embeddings.engines.base import Usage
 from qwen3_embeddings.engines.vllm import lifecycle
 from qwen3_embeddings.engines.vllm.defaults import Device, engine_arguments
 from qwen3_embeddings.engines.vllm.engine import VLLMEngine
+from qwen3_embeddings.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from tests.conftest import RunScript
@@ -488,3 +491,19 @@ def test_nothing_starts_before_the_first_call(checkpoint: str) -> None:
     embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 16})
     assert engine_of(embedder)._thread is None
     assert os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") is None
+
+
+@pytest.mark.parametrize("name", ["embedder", "reference"])
+def test_embed_with_usage_counts_texts_and_tokens_exactly(
+    name: str, texts: list[str], checkpoint: str, request: pytest.FixtureRequest
+) -> None:
+    engine = request.getfixturevalue(name)._lease.engine
+    encoded = load_tokenizer(checkpoint).encode_batch(texts)
+    usage = Usage(texts=1, tokens=10)
+    ids = [1, 2, 3]  # token ids count as they are
+    event_loop.run(engine.embed([*texts, ids], None, False, usage))
+    tokens = sum(len(encoding.ids) for encoding in encoded)
+    assert usage == Usage(texts=len(texts) + 2, tokens=tokens + 13, uncounted=0)
+    with pytest.raises(TextTooLongError):
+        event_loop.run(engine.embed(["long " * 3000], None, False, usage))
+    assert usage.texts == len(texts) + 2, "what was not embedded is not counted"
