@@ -380,7 +380,7 @@ def test_cache_holds_two_steps_and_the_longest_input(gibibytes: int) -> None:
 def test_queries_during_documents_are_answered_first(
     checkpoint: str, in_progress: int, step_texts: int
 ) -> None:
-    """Small steps, so that a call spans many of them, and two are in progress when steps overlap."""
+    """Steps are small, so that a call spans many; two are in progress when steps overlap."""
     steps = {"max_num_batched_tokens": 128, "max_num_seqs": step_texts}
     with Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as embedder:
         with overlapping_steps() if in_progress == 2 else contextlib.nullcontext():
