@@ -113,8 +113,7 @@ def engine_arguments(model: Model, dtype: str, device: Device) -> dict[str, Any]
     }
     if device.kind == "cpu":
         return arguments | {"enforce_eager": True}  # compiling needs a C++ compiler and minutes
-    weights = model.parameters * 2 * _width(dtype)
-    share = (weights + cache + OVERHEAD_BYTES) / device.memory
+    share = (model.parameters * 2 * _width(dtype) + cache + OVERHEAD_BYTES) / device.memory
     return arguments | {
         "max_num_seqs": 2 * chosen.step_texts,
         "async_scheduling": True,  # the host prepares a step while the GPU computes the previous
