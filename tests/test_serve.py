@@ -174,7 +174,7 @@ print(engine.pid, flush=True)
     ("then", "code"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137), ("time.sleep(600)", 0)]
 )
 def test_supervise_ends_what_the_server_started(then: str, code: int) -> None:
-    """A server that ends, dies or is stopped takes along what it started."""
+    """A server that exits, dies or is stopped leaves none of its processes behind."""
     program = [sys.executable, "-c", SUPERVISED.format(then=then)]
     run = f"import sys, os; from qwen3_embeddings.cli.serve import supervise; " \
           f"sys.exit(supervise({program!r}, os.environ))"  # fmt: skip
@@ -200,7 +200,7 @@ def test_supervise_under_nohup_survives_a_logout() -> None:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended, or is about to: a killed one takes a moment."""
+    """Whether a process has ended, or is about to: a killed one needs a moment."""
     for _ in range(100):
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return True

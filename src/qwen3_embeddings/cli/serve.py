@@ -122,7 +122,7 @@ def server_flags(options: argparse.Namespace) -> list[str]:
         "host": options.host,
         "port": options.port,
         "renderer_num_workers": RENDERER_WORKERS,
-        "scheduling_policy": "priority",  # the client gives queries priority over documents
+        "scheduling_policy": "priority",  # the client sends a priority per request
         "disable_log_stats": None,  # /metrics needs them
         "disable_uvicorn_access_log": True,
     }
