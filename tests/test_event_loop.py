@@ -6,19 +6,17 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from qwen3_embeddings import event_loop
-
-if TYPE_CHECKING:
-    from tests.conftest import RunScript
 
 
 async def same(value: int) -> int:
@@ -125,27 +123,26 @@ def test_exit_inside_a_coroutine_ends_its_own_call_only(error: type[BaseExceptio
     assert event_loop.submit(same(2)).result(10) == 2
 
 
-def test_child_forked_by_a_coroutine_exits(run_script: RunScript) -> None:
+def test_child_forked_by_a_coroutine_exits() -> None:
     """It has a copy of the parent's loop, which must not run on."""
-    done = run_script(
-        """
-        import os, sys
-        from qwen3_embeddings import event_loop
+    script = """
+import os, sys
+from qwen3_embeddings import event_loop
 
-        async def fork():
-            if not (child := os.fork()):
-                sys.exit()
-            return child
+async def fork():
+    if not (child := os.fork()):
+        sys.exit()
+    return child
 
-        async def same(value):
-            return value
+async def same(value):
+    return value
 
-        for number in range(5):
-            os.waitpid(event_loop.run(fork()), 0)
-            assert event_loop.submit(same(number)).result(10) == number
-        """,
-        seconds=60,
-    )
+for number in range(5):
+    os.waitpid(event_loop.run(fork()), 0)
+    assert event_loop.submit(same(number)).result(10) == number
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 

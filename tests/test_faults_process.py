@@ -106,6 +106,7 @@ def test_start_with_a_refused_allocation_names_sizes_and_settings(ended: dict[st
     assert done.stdout.endswith("(1, 128)\n")
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize(
     ("said", "advice"),
     [  # wordings of vLLM 0.25.1 and 0.32.0, and of PyTorch, on a GPU
@@ -359,6 +360,7 @@ def test_ctrl_c_at_random_moments_never_gives_a_wrong_vector(
 # Thread pools and loops of the caller that are closed.
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("engine", ["embedder", "remote"])
 def test_encode_after_the_callers_thread_pool_is_shut_down_works(
     engine: str, request: pytest.FixtureRequest
@@ -435,6 +437,7 @@ def footprint() -> dict[str, int]:
     }
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("engine", ["embedder", "remote"])
 def test_many_calls_leave_no_memory_threads_or_files_behind(
     engine: str, request: pytest.FixtureRequest

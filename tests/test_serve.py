@@ -84,6 +84,7 @@ def test_flags_are_parsed_by_vllm_as_meant(
         assert sizes == graphs["cudagraph_capture_sizes"] == sorted(set(GRAPH_TOKENS))
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize(
     ("model", "flags", "step", "largest"),
     [

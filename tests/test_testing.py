@@ -28,6 +28,7 @@ def test_checkpoint_of_the_same_seed_in_another_process_has_the_same_bytes(tmp_p
     assert contents(here)["model.safetensors"] != contents(other)["model.safetensors"]
 
 
+@pytest.mark.engine
 def test_tokenizer_has_the_layout_of_the_published_one(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
