@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import huggingface_hub.constants
 import pytest
 
 from qwen3_embeddings import (
@@ -147,6 +148,7 @@ def test_start_with_a_broken_checkpoint_says_what_is_wrong(
     assert re.search(expected, said := start_error(str(copy), engine)), said
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("engine", ["vllm", "reference"])
 @pytest.mark.parametrize(
     ("file", "expected"),
@@ -160,6 +162,7 @@ def test_start_with_a_file_as_model_says_what_to_pass(
     assert re.search(expected, said := start_error(str(path), engine)), said
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("engine", ["vllm", "reference"])
 @pytest.mark.parametrize("model", ["Qwen/Qwen3-Embedding-0.6B", "someone/a-fine-tune"])
 def test_start_offline_with_a_hub_id_that_is_not_cached_says_both(

@@ -148,6 +148,7 @@ def test_job_of_a_closed_loop_keeps_the_engine_alive(checkpoint: str, embedder: 
     assert thread.is_alive()
 
 
+@pytest.mark.engine
 def test_process_without_more_threads_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

@@ -1,4 +1,4 @@
-"""The in-process engine under everything users do to it."""
+"""The in-process engine: concurrency, cancellation, death, closing, priorities."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ from qwen3_embeddings import (
     EngineStartError,
     TextTooLongError,
     UnknownModelError,
+    event_loop,
 )
 from qwen3_embeddings.engines import scheduling
+from qwen3_embeddings.engines.base import Usage
 from qwen3_embeddings.engines.vllm import lifecycle
 from qwen3_embeddings.engines.vllm.defaults import Device, engine_arguments
 from qwen3_embeddings.engines.vllm.engine import VLLMEngine
+from qwen3_embeddings.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from tests.conftest import RunScript
@@ -51,7 +54,7 @@ def thread_of(embedder: Embedder) -> Any:
 
 @contextlib.contextmanager
 def overlapping_steps() -> Iterator[None]:
-    """Engines that start in here have two steps under way, as on a GPU.
+    """Engines started in the block have two steps in progress, as on a GPU.
 
     On a CPU vLLM turns that off, whatever is asked for.
     """
@@ -72,7 +75,7 @@ def overlapping_steps() -> Iterator[None]:
 def either(
     request: pytest.FixtureRequest, checkpoint: str, embedder: Embedder
 ) -> Iterator[Embedder]:
-    """Embedders with one step under way and with two."""
+    """Embedders with one step in progress and with two."""
     if request.param == 1:
         yield embedder
         return
@@ -83,8 +86,8 @@ def either(
         yield overlapping
 
 
-def test_32_threads_at_once(either: Embedder) -> None:
-    """Hazard 1: `vllm.LLM` hangs or aborts when two threads enter it."""
+def test_encode_in_32_threads_returns_the_same_vectors(either: Embedder) -> None:
+    """`vllm.LLM` hangs, or aborts the interpreter, when two threads call it."""
     expected = either.encode_document([f"thread {i}" for i in range(32)])
     barrier = threading.Barrier(32)
 
@@ -97,7 +100,7 @@ def test_32_threads_at_once(either: Embedder) -> None:
             np.testing.assert_allclose(rows, np.tile(expected[i], (5, 1)), atol=2e-6)
 
 
-def test_200_coroutines_through_five_event_loops(either: Embedder) -> None:
+def test_encode_in_200_coroutines_of_five_loops_returns_the_same_vectors(either: Embedder) -> None:
     expected = either.encode_query([f"coroutine {i}" for i in range(200)])
 
     async def burst() -> np.ndarray:
@@ -108,7 +111,7 @@ def test_200_coroutines_through_five_event_loops(either: Embedder) -> None:
         np.testing.assert_allclose(asyncio.run(burst()), expected, atol=2e-6)
 
 
-def test_threads_and_coroutines_at_once(either: Embedder) -> None:
+def test_encode_in_threads_and_coroutines_returns_the_same_vectors(either: Embedder) -> None:
     texts = [f"both {i}" for i in range(232)]
     queries, documents = either.encode_query(texts), either.encode_document(texts)
 
@@ -123,13 +126,17 @@ def test_threads_and_coroutines_at_once(either: Embedder) -> None:
     np.testing.assert_allclose(threads, documents[200:], atol=2e-6)
 
 
-def test_equal_arguments_share_an_engine(checkpoint: str, embedder: Embedder) -> None:
+def test_embedders_with_equal_arguments_share_an_engine(
+    checkpoint: str, embedder: Embedder
+) -> None:
     assert engine_of(Embedder(checkpoint, dtype="float32", dimensions=64)) is engine_of(embedder)
     assert engine_of(embedder.with_task("similarity")) is engine_of(embedder)
 
 
-def test_ctrl_c_leaves_the_engine_clean(checkpoint: str, run_script: RunScript) -> None:
-    """Hazard 2: after Ctrl-C in `LLM.embed` the next call got the old texts' vectors."""
+def test_encode_after_ctrl_c_returns_the_new_texts_vectors(
+    checkpoint: str, run_script: RunScript
+) -> None:
+    """After Ctrl-C in `LLM.embed` the next call returned the vectors of the old texts."""
     done = run_script(
         """
         import os, signal, sys, threading
@@ -155,7 +162,7 @@ def test_ctrl_c_leaves_the_engine_clean(checkpoint: str, run_script: RunScript) 
     assert (done.stdout.strip(), done.returncode) == ("clean", 0), done.stderr
 
 
-async def test_a_cancelled_task_drops_its_texts(either: Embedder) -> None:
+async def test_cancelled_task_drops_its_texts(either: Embedder) -> None:
     expected = await either.aencode_document(["after"])
     task = asyncio.create_task(either.aencode_document([f"{i} " * 200 for i in range(3000)]))
     await asyncio.sleep(0.3)
@@ -166,8 +173,8 @@ async def test_a_cancelled_task_drops_its_texts(either: Embedder) -> None:
     assert not thread_of(either)._jobs, "cancelled texts are still in the engine"
 
 
-def test_a_killed_process_leaves_nothing_behind(checkpoint: str, run_script: RunScript) -> None:
-    """Hazard 3: a killed parent left `VLLM::EngineCore` alive, holding its memory."""
+def test_killed_process_leaves_no_process_behind(checkpoint: str, run_script: RunScript) -> None:
+    """A killed parent left `VLLM::EngineCore` alive, which held its memory."""
     done = run_script(
         """
         import os, signal, sys, threading
@@ -184,13 +191,13 @@ def test_a_killed_process_leaves_nothing_behind(checkpoint: str, run_script: Run
     assert done.left == []
 
 
-def test_a_whole_float_is_a_size(checkpoint: str, embedder: Embedder) -> None:
-    """Hazard 4: `PoolingParams(dimensions=64.0)` hangs the engine."""
+def test_dimensions_as_whole_float_is_accepted(checkpoint: str, embedder: Embedder) -> None:
+    """`PoolingParams(dimensions=64.0)` hangs the engine."""
     sized = Embedder(checkpoint, dtype="float32", dimensions=64.0)  # type: ignore[arg-type]
     assert sized.encode_document(["hello"]).shape == (1, 64)
 
 
-def test_a_failed_text_leaves_the_engine_clean(either: Embedder) -> None:
+def test_encode_after_a_text_that_is_too_long_returns_right_vectors(either: Embedder) -> None:
     expected = either.encode_document(["fine"])
     with pytest.raises(TextTooLongError) as caught:
         either.encode_document(["fine", "long " * 3000, "fine"])
@@ -199,7 +206,9 @@ def test_a_failed_text_leaves_the_engine_clean(either: Embedder) -> None:
     np.testing.assert_allclose(either.encode_document(["fine"]), expected, atol=2e-6)
 
 
-def test_the_longest_input_is_embedded(checkpoint: str, embedder: Embedder) -> None:
+def test_longest_input_in_one_step_and_in_several_is_embedded(
+    checkpoint: str, embedder: Embedder
+) -> None:
     """In one step and in several, where vLLM before 0.32 itself hangs (vllm#48039)."""
     longest = "1" * 2047  # a digit is a token, and the end token is one
     expected = embedder.encode_document([longest, "short"])
@@ -208,7 +217,7 @@ def test_the_longest_input_is_embedded(checkpoint: str, embedder: Embedder) -> N
         np.testing.assert_allclose(small.encode_document([longest, "short"]), expected, atol=2e-6)
 
 
-def test_a_dead_engine_is_said_and_replaced(checkpoint: str) -> None:
+def test_dead_engine_raises_with_the_computed_vectors_and_is_replaced(checkpoint: str) -> None:
     settings: dict[str, Any] = {"batch_size": 4, "engine_kwargs": {"max_num_seqs": 128}}
     embedder = Embedder(checkpoint, dtype="float32", **settings)
     texts = [f"text {i}" for i in range(200)]
@@ -233,7 +242,7 @@ def test_a_dead_engine_is_said_and_replaced(checkpoint: str) -> None:
     embedder.close()
 
 
-def test_a_dead_engine_answers_everybody_and_frees_its_memory(
+def test_dead_engine_answers_every_caller_and_frees_its_memory(
     checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -267,7 +276,7 @@ def test_a_dead_engine_answers_everybody_and_frees_its_memory(
     embedder.close()
 
 
-def test_closing_during_a_start_fails_what_waits(checkpoint: str) -> None:
+def test_close_during_a_start_fails_waiting_calls(checkpoint: str) -> None:
     embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 48})
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(embedder.encode_document, ["early"])
@@ -282,7 +291,7 @@ def test_closing_during_a_start_fails_what_waits(checkpoint: str) -> None:
     assert not thread.is_alive(), "the engine nobody wants is still there"
 
 
-def test_closing_fails_what_waits_and_frees_the_thread(checkpoint: str) -> None:
+def test_close_during_a_call_fails_it_and_ends_the_thread(checkpoint: str) -> None:
     embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 64})
     embedder.start()
     thread = engine_of(embedder)._thread
@@ -300,7 +309,7 @@ def test_closing_fails_what_waits_and_frees_the_thread(checkpoint: str) -> None:
     embedder.close()
 
 
-def test_exit_in_silence_without_close(checkpoint: str, run_script: RunScript) -> None:
+def test_exit_without_close_prints_nothing(checkpoint: str, run_script: RunScript) -> None:
     done = run_script(
         """
         import sys
@@ -314,7 +323,7 @@ def test_exit_in_silence_without_close(checkpoint: str, run_script: RunScript) -
     assert "leaked" not in done.stderr
 
 
-def test_random_states_survive_a_start(checkpoint: str) -> None:
+def test_start_keeps_the_random_states_of_the_process(checkpoint: str) -> None:
     """vLLM seeds Python, NumPy and torch when it starts in a process."""
     np.random.seed(7)
     expected = np.random.random()
@@ -324,7 +333,7 @@ def test_random_states_survive_a_start(checkpoint: str) -> None:
         assert np.random.random() == expected
 
 
-def test_what_cannot_start_says_why(checkpoint: str, tmp_path: Path) -> None:
+def test_start_that_fails_says_why(checkpoint: str, tmp_path: Path) -> None:
     with pytest.raises(UnknownModelError, match=r"there is no folder .*/nothing"):
         Embedder(str(tmp_path / "nothing")).start()
     with pytest.raises(ConfigurationError, match="EngineArgs"):
@@ -333,7 +342,7 @@ def test_what_cannot_start_says_why(checkpoint: str, tmp_path: Path) -> None:
         Embedder(checkpoint, engine_kwargs={"max_model_len": 10**6}).start()
 
 
-def test_a_tokenizer_without_the_end_token_is_refused(checkpoint: str, tmp_path: Path) -> None:
+def test_tokenizer_without_the_end_token_is_refused(checkpoint: str, tmp_path: Path) -> None:
     import json
     import shutil
 
@@ -345,7 +354,7 @@ def test_a_tokenizer_without_the_end_token_is_refused(checkpoint: str, tmp_path:
         Embedder(str(broken)).start()
 
 
-def test_a_gpu_is_claimed_to_need() -> None:
+def test_engine_arguments_for_a_gpu_claim_only_the_memory_needed() -> None:
     card = Device("gpu", 80 << 30)
     small, large = (MODELS[f"Qwen/Qwen3-Embedding-{size}"] for size in ("0.6B", "8B"))
     arguments = engine_arguments(small, "auto", card)
@@ -357,7 +366,7 @@ def test_a_gpu_is_claimed_to_need() -> None:
 
 
 @pytest.mark.parametrize("gibibytes", [8, 16, 24, 40, 80, 141])
-def test_the_cache_holds_two_steps_and_the_longest_input(gibibytes: int) -> None:
+def test_cache_holds_two_steps_and_the_longest_input(gibibytes: int) -> None:
     model = MODELS["Qwen/Qwen3-Embedding-0.6B"]
     arguments = engine_arguments(model, "bfloat16", Device("gpu", gibibytes << 30))
     tokens = arguments["kv_cache_memory_bytes"] // model.kv_bytes_per_token
@@ -366,15 +375,17 @@ def test_the_cache_holds_two_steps_and_the_longest_input(gibibytes: int) -> None
     assert arguments["gpu_memory_utilization"] <= 0.92
 
 
-@pytest.mark.parametrize("under_way", [1, 2])
+@pytest.mark.parametrize("in_progress", [1, 2])
 @pytest.mark.parametrize("step_texts", [16, 1])
-def test_queries_pass_documents(checkpoint: str, under_way: int, step_texts: int) -> None:
-    """Small steps, so that a call spans many and two are under way when steps overlap."""
+def test_queries_during_documents_are_answered_first(
+    checkpoint: str, in_progress: int, step_texts: int
+) -> None:
+    """Steps are small, so that a call spans many; two are in progress when steps overlap."""
     steps = {"max_num_batched_tokens": 128, "max_num_seqs": step_texts}
     with Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as embedder:
-        with overlapping_steps() if under_way == 2 else contextlib.nullcontext():
+        with overlapping_steps() if in_progress == 2 else contextlib.nullcontext():
             embedder.start()
-        assert thread_of(embedder)._schedule.limits.steps == under_way
+        assert thread_of(embedder)._schedule.limits.steps == in_progress
         texts = [f"text {i} " + "word " * (i * 7 % 30) for i in range(200)]
         texts.append("longer than a step " * 40)
         expected = embedder.encode_document(texts[::-1])[::-1]
@@ -389,7 +400,7 @@ def test_queries_pass_documents(checkpoint: str, under_way: int, step_texts: int
         assert done[0] == "queries"
 
 
-def test_a_query_passes_documents_longer_than_a_step(checkpoint: str) -> None:
+def test_query_during_documents_longer_than_a_step_is_answered_first(checkpoint: str) -> None:
     """The core holds no more than a step: behind more of them a query would wait for all."""
     steps = {"max_num_batched_tokens": 64, "max_num_seqs": 16}
     with Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as embedder:
@@ -415,10 +426,10 @@ def test_a_query_passes_documents_longer_than_a_step(checkpoint: str) -> None:
         assert not any(thread._schedule.held.values())
 
 
-def test_beside_queries_steps_are_small_and_overlap(
+def test_documents_soon_after_a_query_go_in_small_overlapping_steps(
     checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two small steps given to the core at once are one to it, with none beside it.
+    """The core would merge two small steps given at once, and none would overlap it.
 
     Small are the steps of documents: queries go first, as many as a whole step holds.
     """
@@ -456,11 +467,11 @@ def test_beside_queries_steps_are_small_and_overlap(
     assert max(given[True]) > 1000, "60 queries of some 20 tokens"
     full = [tokens for tokens in given[False] if tokens > 64]
     assert len(full) > 200, "30,000 tokens"
-    assert given[False].count(0) < len(full) / 4, "a step beside which none was given"
+    assert given[False].count(0) < len(full) / 4, "steps that overlap no step of documents"
 
 
 @pytest.mark.parametrize("texts", [1, 2, 16], ids=["one text", "two texts", "few tokens"])
-def test_queries_without_end_do_not_stop_documents(checkpoint: str, texts: int) -> None:
+def test_documents_during_endless_queries_are_answered(checkpoint: str, texts: int) -> None:
     """More queries wait than a step holds, and go first; documents get on nevertheless."""
     steps = {"max_num_batched_tokens": 64, "max_num_seqs": texts}
     over = threading.Event()
@@ -484,7 +495,23 @@ def test_queries_without_end_do_not_stop_documents(checkpoint: str, texts: int) 
         assert min(future.result() for future in queries) > 0
 
 
-def test_nothing_starts_before_the_first_call(checkpoint: str) -> None:
+def test_constructor_starts_nothing(checkpoint: str) -> None:
     embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 16})
     assert engine_of(embedder)._thread is None
     assert os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") is None
+
+
+@pytest.mark.parametrize("name", ["embedder", "reference"])
+def test_embed_with_usage_counts_texts_and_tokens_exactly(
+    name: str, texts: list[str], checkpoint: str, request: pytest.FixtureRequest
+) -> None:
+    engine = request.getfixturevalue(name)._lease.engine
+    encoded = load_tokenizer(checkpoint).encode_batch(texts)
+    usage = Usage(texts=1, tokens=10)
+    ids = [1, 2, 3]  # token ids count as they are
+    event_loop.run(engine.embed([*texts, ids], None, False, usage))
+    tokens = sum(len(encoding.ids) for encoding in encoded)
+    assert usage == Usage(texts=len(texts) + 2, tokens=tokens + 13, uncounted=0)
+    with pytest.raises(TextTooLongError):
+        event_loop.run(engine.embed(["long " * 3000], None, False, usage))
+    assert usage.texts == len(texts) + 2, "what was not embedded is not counted"

@@ -6,19 +6,17 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from qwen3_embeddings import event_loop
-
-if TYPE_CHECKING:
-    from tests.conftest import RunScript
 
 
 async def same(value: int) -> int:
@@ -47,7 +45,7 @@ def held_loop() -> Iterator[None]:
         free.set()
 
 
-def test_every_loop_gets_its_own_answers() -> None:
+def test_wait_in_many_loops_returns_each_its_own_answers() -> None:
     """Threads that interrupt each other as often as Python lets them lose none."""
 
     def caller(start: int) -> list[int]:
@@ -73,7 +71,7 @@ def test_every_loop_gets_its_own_answers() -> None:
         assert [-x for x in got if x < 0] == [x for x in range(start, start + 1000, 50) if x]
 
 
-def test_coroutines_awaited_together_keep_their_callers_contexts() -> None:
+def test_wait_runs_the_coroutine_in_its_callers_context() -> None:
     """Tracing and logging tell callers apart by them."""
     caller: contextvars.ContextVar[int] = contextvars.ContextVar("caller")
 
@@ -90,7 +88,9 @@ def test_coroutines_awaited_together_keep_their_callers_contexts() -> None:
     assert asyncio.run(together()) == list(range(10))
 
 
-def test_an_interrupted_wake_keeps_nobody_else_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_interrupted_while_submitting_keeps_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     event_loop.run(nothing())
     loop = event_loop._loop
     assert loop is not None
@@ -106,7 +106,7 @@ def test_an_interrupted_wake_keeps_nobody_else_waiting(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
-def test_an_exit_inside_a_coroutine_ends_its_own_call_alone(error: type[BaseException]) -> None:
+def test_exit_inside_a_coroutine_ends_its_own_call_only(error: type[BaseException]) -> None:
     """Such as one a callback of the caller's raises."""
 
     async def leave() -> None:
@@ -116,38 +116,37 @@ def test_an_exit_inside_a_coroutine_ends_its_own_call_alone(error: type[BaseExce
         await asyncio.sleep(0.05)
         return 1
 
-    beside = event_loop.submit(slow())
+    other = event_loop.submit(slow())
     with pytest.raises(error):
         event_loop.submit(leave()).result(10)
-    assert beside.result(10) == 1
+    assert other.result(10) == 1
     assert event_loop.submit(same(2)).result(10) == 2
 
 
-def test_a_child_forked_by_a_coroutine_exits(run_script: RunScript) -> None:
-    """It has the parent's loop, and would hear its wakes."""
-    done = run_script(
-        """
-        import os, sys
-        from qwen3_embeddings import event_loop
+def test_child_forked_by_a_coroutine_exits() -> None:
+    """It has a copy of the parent's loop, which must not run on."""
+    script = """
+import os, sys
+from qwen3_embeddings import event_loop
 
-        async def fork():
-            if not (child := os.fork()):
-                sys.exit()
-            return child
+async def fork():
+    if not (child := os.fork()):
+        sys.exit()
+    return child
 
-        async def same(value):
-            return value
+async def same(value):
+    return value
 
-        for number in range(5):
-            os.waitpid(event_loop.run(fork()), 0)
-            assert event_loop.submit(same(number)).result(10) == number
-        """,
-        seconds=60,
-    )
+for number in range(5):
+    os.waitpid(event_loop.run(fork()), 0)
+    assert event_loop.submit(same(number)).result(10) == number
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_what_the_last_turn_of_a_loop_asks_for_is_done() -> None:
+def test_wait_in_the_last_iteration_of_a_loop_is_run() -> None:
     """Such as an `aclose` that nobody awaits."""
     done = threading.Event()
 
@@ -166,7 +165,7 @@ def test_what_the_last_turn_of_a_loop_asks_for_is_done() -> None:
     assert done.wait(10)
 
 
-def test_an_error_keeps_nothing_alive() -> None:
+def test_error_of_a_wait_is_freed() -> None:
     """Its traceback holds the frames it passed, and they not it."""
 
     class FailedError(Exception):
@@ -192,7 +191,7 @@ def test_an_error_keeps_nothing_alive() -> None:
         gc.enable()
 
 
-def test_an_error_reaches_its_caller_alone() -> None:
+def test_error_reaches_its_own_caller_only() -> None:
     async def fail() -> int:
         raise KeyError("mine")
 
@@ -205,7 +204,7 @@ def test_an_error_reaches_its_caller_alone() -> None:
     assert fine == 1
 
 
-def test_a_wait_given_up_before_it_began_begins_nothing() -> None:
+def test_wait_cancelled_before_it_began_runs_nothing() -> None:
     begun = []
 
     async def note() -> None:
@@ -220,7 +219,7 @@ def test_a_wait_given_up_before_it_began_begins_nothing() -> None:
     assert not begun
 
 
-def test_a_wait_given_up_cancels_its_coroutine() -> None:
+def test_cancelled_wait_cancels_its_coroutine() -> None:
     ended = threading.Event()
 
     async def long() -> None:
@@ -237,7 +236,7 @@ def test_a_wait_given_up_cancels_its_coroutine() -> None:
     assert ended.wait(10)
 
 
-def test_a_coroutine_cancelled_there_cancels_the_wait() -> None:
+def test_cancelled_coroutine_cancels_the_wait() -> None:
     async def cancelled() -> None:
         raise asyncio.CancelledError
 

@@ -1,8 +1,8 @@
-"""What production does to a process: memory runs out, workers die, Ctrl-C, exits, long runs.
+"""Faults of a process in production: no memory, dead workers, Ctrl-C, exits, long runs.
 
-Scripts run in an interpreter of their own: what is done to them would end this one. Two
-environment variables make the random tests longer: QWEN3_SOAK_CALLS (2,000 calls) and
-QWEN3_SOAK_SIGNALS (20 interrupted calls).
+Scripts run in an interpreter of their own, because the faults would end this one. Two environment
+variables make the random tests longer: QWEN3_SOAK_CALLS (2,000 calls) and QWEN3_SOAK_SIGNALS (20
+interrupted calls).
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def ended(
     run_script: RunScript,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Ended]:
-    """What becomes of the scripts below: all at once would overload two cores, two are run."""
+    """How the scripts below ended. Two run at a time: all at once would overload two cores."""
     expected = tmp_path_factory.mktemp("workers") / "expected.npy"
     np.save(expected, embedder.encode_document(["one", "two"]))
     scripts = {"workers": WORKERS, "scarce": SCARCE, "fork": FORK}  # the longest first
-    for way, script in EXITS.items():
+    for name, script in EXITS.items():
         indented = textwrap.indent(textwrap.dedent(script).strip(), "    ").strip()
-        scripts[way] = LEAVING.format(way=indented)
+        scripts[name] = LEAVING.format(work=indented)
 
     def run(script: str) -> Ended:
         one_core = {"VLLM_CPU_OMP_THREADS_BIND": "0|0"} if script is WORKERS else {}
@@ -69,7 +69,7 @@ def ended(
         ),
     ],
 )
-def test_a_start_without_memory_names_numbers_and_knob(
+def test_start_without_memory_names_sizes_and_settings(
     checkpoint: str, engine_kwargs: dict[str, float], said: list[str]
 ) -> None:
     embedder = Embedder(checkpoint, dtype="float32", engine_kwargs=engine_kwargs)
@@ -97,8 +97,8 @@ SCARCE = """
 """
 
 
-def test_a_refused_allocation_names_numbers_and_knob(ended: dict[str, Ended]) -> None:
-    """An operating system that gives no memory; the engine beside it works on."""
+def test_start_with_a_refused_allocation_names_sizes_and_settings(ended: dict[str, Ended]) -> None:
+    """The operating system refuses memory; another engine of the process keeps working."""
     done = ended["scarce"]
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Lower max_num_batched_tokens" in done.stdout
@@ -106,6 +106,7 @@ def test_a_refused_allocation_names_numbers_and_knob(ended: dict[str, Ended]) ->
     assert done.stdout.endswith("(1, 128)\n")
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize(
     ("said", "advice"),
     [  # wordings of vLLM 0.25.1 and 0.32.0, and of PyTorch, on a GPU
@@ -133,7 +134,7 @@ def test_a_refused_allocation_names_numbers_and_knob(ended: dict[str, Ended]) ->
         ),
     ],
 )
-def test_each_wording_of_a_gpu_has_its_way_out(said: str, advice: str) -> None:
+def test_advice_for_each_message_of_a_gpu_names_the_setting(said: str, advice: str) -> None:
     asked = {"max_model_len": 32768, "gpu_memory_utilization": 0.96}
     given = oom.advice(said, lambda: asked)
     assert given is not None
@@ -180,8 +181,8 @@ WORKERS = """
 """
 
 
-def test_a_killed_worker_process_is_said_and_replaced(ended: dict[str, Ended]) -> None:
-    """Where an engine has processes of its own (here tensor parallelism), one is killed."""
+def test_killed_worker_process_raises_and_is_replaced(ended: dict[str, Ended]) -> None:
+    """An engine with processes of its own (tensor parallelism), one of which is killed."""
     done = ended["workers"]
     assert done.returncode == 0, done.stderr[-3000:]
     assert "died: the vLLM engine died" in done.stdout
@@ -208,8 +209,8 @@ FORK = """
 """
 
 
-def test_a_fork_after_the_start(ended: dict[str, Ended]) -> None:
-    """On a CPU the child builds an engine of its own, and the parent's goes on."""
+def test_fork_after_the_start_works_in_parent_and_child(ended: dict[str, Ended]) -> None:
+    """On a CPU the child starts an engine of its own, and the parent's keeps working."""
     done = ended["fork"]
     assert (done.stdout, done.returncode) == ("child\nparent\n", 0), done.stderr[-3000:]
 
@@ -221,41 +222,41 @@ LEAVING = """
     faulthandler.enable()
     from qwen3_embeddings import Embedder
     embedder = Embedder(sys.argv[1], dtype="float32")
-    work = ["at work " * 100] * 3000
+    texts = ["at work " * 100] * 3000
     embedder.start()
-    {way}
+    {work}
     time.sleep(0.5)
     print("leaving", flush=True)
 """
 EXITS = {
     "sync in a daemon thread": """
-        threading.Thread(target=embedder.encode_document, args=(work,), daemon=True).start()
+        threading.Thread(target=embedder.encode_document, args=(texts,), daemon=True).start()
     """,
     "sync in a thread": """
-        few = work[:200]
+        few = texts[:200]
         thread = threading.Thread(target=lambda: print(embedder.encode_document(few).shape))
         thread.start()
     """,
     "a call after the end": """
         def late():
             time.sleep(0.5)  # Python has closed its thread pools by now
-            print(embedder.encode_document(work[:200]).shape)
+            print(embedder.encode_document(texts[:200]).shape)
         threading.Thread(target=late).start()
     """,
     "async in a daemon thread": """
-        calls = lambda: asyncio.run(embedder.aencode_document(work))
+        calls = lambda: asyncio.run(embedder.aencode_document(texts))
         threading.Thread(target=calls, daemon=True).start()
     """,
     "exit inside a coroutine": """
         async def main():
-            task = asyncio.create_task(embedder.aencode_document(work))
+            task = asyncio.create_task(embedder.aencode_document(texts))
             await asyncio.sleep(0.3)
             raise SystemExit(0)
         asyncio.run(main())
     """,
     "a loop nobody closes": """
         loop = asyncio.new_event_loop()
-        task = loop.create_task(embedder.aencode_document(work))
+        task = loop.create_task(embedder.aencode_document(texts))
         loop.run_until_complete(asyncio.sleep(0.3))
         asyncio.get_event_loop_policy().set_event_loop(loop)
     """,
@@ -266,18 +267,20 @@ EXITS = {
 }
 
 
-@pytest.mark.parametrize("way", EXITS)
-def test_the_interpreter_exits_in_the_middle_of_a_call(way: str, ended: dict[str, Ended]) -> None:
-    """It ends, with the status it would have had, and nothing crashes."""
-    done = ended[way]
+@pytest.mark.parametrize("name", EXITS)
+def test_exit_during_a_call_ends_the_interpreter_cleanly(
+    name: str, ended: dict[str, Ended]
+) -> None:
+    """It ends with the status it would have had, and nothing crashes."""
+    done = ended[name]
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Fatal" not in done.stderr
     assert "Segmentation" not in done.stderr
     assert "leaked" not in done.stderr
     assert done.left == []
-    assert way == "exit inside a coroutine" or "leaving" in done.stdout
+    assert name == "exit inside a coroutine" or "leaving" in done.stdout
     # Python waits for threads, and they get their vectors.
-    if way in {"sync in a thread", "a call after the end"}:
+    if name in {"sync in a thread", "a call after the end"}:
         assert "(200, 128)" in done.stdout
 
 
@@ -325,7 +328,7 @@ INTERRUPTS = """
             calls += 1
         except KeyboardInterrupt:
             struck += 1
-    while True:  # a last signal may be under way
+    while True:  # a last signal may still arrive
         try:
             armed.clear()
             time.sleep(0.5)
@@ -344,20 +347,25 @@ INTERRUPTS = """
 """
 
 
-def test_ctrl_c_at_random_moments(checkpoint: str, run_script: RunScript) -> None:
-    """Hazard 2, at any bytecode: calls end or are interrupted, and no vector is ever wrong."""
+def test_ctrl_c_at_random_moments_never_gives_a_wrong_vector(
+    checkpoint: str, run_script: RunScript
+) -> None:
+    """Each call ends or is interrupted, at any bytecode."""
     seed = str(time.time_ns() % 10**6)
     done = run_script(INTERRUPTS, checkpoint, seed, str(SIGNALS), seconds=600 + SIGNALS)
     assert done.returncode == 0, f"seed {seed}: {done.stdout}\n{done.stderr[-3000:]}"
     print(done.stdout)
 
 
-# Pools and loops of the caller that are gone.
+# Thread pools and loops of the caller that are closed.
 
 
-@pytest.mark.parametrize("road", ["embedder", "remote"])
-def test_the_callers_thread_pool_is_shut_down(road: str, request: pytest.FixtureRequest) -> None:
-    embedder = request.getfixturevalue(road)
+@pytest.mark.engine
+@pytest.mark.parametrize("engine", ["embedder", "remote"])
+def test_encode_after_the_callers_thread_pool_is_shut_down_works(
+    engine: str, request: pytest.FixtureRequest
+) -> None:
+    embedder = request.getfixturevalue(engine)
     expected = embedder.encode_document(["text"])
 
     async def without_a_pool() -> np.ndarray:
@@ -370,7 +378,7 @@ def test_the_callers_thread_pool_is_shut_down(road: str, request: pytest.Fixture
     np.testing.assert_allclose(asyncio.run(without_a_pool()), expected, atol=2e-6)
 
 
-def test_closing_needs_no_thread_pool(checkpoint: str) -> None:
+def test_close_without_a_thread_pool_works(checkpoint: str) -> None:
     async def close() -> None:
         await asyncio.get_running_loop().shutdown_default_executor()
         async with Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 8}) as one:
@@ -379,7 +387,7 @@ def test_closing_needs_no_thread_pool(checkpoint: str) -> None:
     asyncio.run(close())
 
 
-def test_a_call_from_a_thread_whose_loop_is_closed(embedder: Embedder) -> None:
+def test_encode_in_a_thread_of_a_closed_loop_works(embedder: Embedder) -> None:
     expected = embedder.encode_document(["late"])
     begun, rows = threading.Event(), []
 
@@ -405,10 +413,10 @@ def test_a_call_from_a_thread_whose_loop_is_closed(embedder: Embedder) -> None:
 
 
 def footprint() -> dict[str, int]:
-    """Resident memory in MiB, threads, open files and Python objects of this process, at rest.
+    """Resident memory in MiB, threads, open files and Python objects of this process, when idle.
 
-    An ended thread's OpenMP threads end after it, in their own time. Memory that is free and kept
-    by malloc, more or less by chance, does not count.
+    The OpenMP threads of an ended thread end some time after it. Free memory that malloc keeps is
+    returned first, because its amount varies.
     """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
@@ -429,10 +437,13 @@ def footprint() -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("road", ["embedder", "remote"])
-def test_calls_leave_nothing_behind(road: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.engine
+@pytest.mark.parametrize("engine", ["embedder", "remote"])
+def test_many_calls_leave_no_memory_threads_or_files_behind(
+    engine: str, request: pytest.FixtureRequest
+) -> None:
     """Sync calls from a pool, coroutines, refusals and cancellations, over and over."""
-    embedder = request.getfixturevalue(road)
+    embedder = request.getfixturevalue(engine)
     texts = [f"call {i}" for i in range(8)]
     expected = embedder.encode_query(texts)
 
@@ -465,7 +476,7 @@ def test_calls_leave_nothing_behind(road: str, request: pytest.FixtureRequest) -
     for number in range(max(CALLS // 100, 1)):  # 99 calls each
         batch(number)
     after = footprint()
-    print(road, CALLS, "calls:", before, "->", after)
+    print(engine, CALLS, "calls:", before, "->", after)
     # In process oneDNN keeps a primitive for each new shape of a step, up to 1024 of them
     # (ONEDNN_PRIMITIVE_CACHE_CAPACITY).
     assert after["memory"] - before["memory"] < 40 + CALLS * 16 // 1024
@@ -474,7 +485,7 @@ def test_calls_leave_nothing_behind(road: str, request: pytest.FixtureRequest) -
     assert after["objects"] - before["objects"] < 5000
 
 
-def test_engines_that_come_and_go_leave_nothing_behind(checkpoint: str) -> None:
+def test_engines_started_and_closed_leave_nothing_behind(checkpoint: str) -> None:
     def once() -> None:
         with Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 4}) as embedder:
             embedder.encode_document(["text"])
@@ -489,8 +500,8 @@ def test_engines_that_come_and_go_leave_nothing_behind(checkpoint: str) -> None:
     assert after["memory"] - before["memory"] < 60
 
 
-def test_a_terminated_process_ends_at_once(checkpoint: str, run_script: RunScript) -> None:
-    """By the signal itself: nothing of vLLM's stands between."""
+def test_terminated_process_ends_by_the_signal(checkpoint: str, run_script: RunScript) -> None:
+    """No handler of vLLM delays the signal."""
     done = run_script(
         """
         import os, signal, sys, threading

@@ -49,7 +49,7 @@ def parsed(words: list[str]) -> Any:
     return make_arg_parser(FlexibleArgumentParser()).parse_args(words)
 
 
-def test_print_shows_a_command_of_a_shell(
+def test_print_shows_a_shell_command_without_the_key(
     checkpoint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QWEN3_EMBEDDINGS_API_KEY", KEY)
@@ -62,7 +62,7 @@ def test_print_shows_a_command_of_a_shell(
     assert json.loads(value(words, "--pooler-config")) == {"dimensions": 64}
 
 
-def test_vllm_reads_the_flags_as_they_are_meant(
+def test_flags_are_parsed_by_vllm_as_meant(
     checkpoint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = printed(capsys, checkpoint, "--max_num_seqs=7", "--enable-prefix-caching")
@@ -84,6 +84,7 @@ def test_vllm_reads_the_flags_as_they_are_meant(
         assert sizes == graphs["cudagraph_capture_sizes"] == sorted(set(GRAPH_TOKENS))
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize(
     ("model", "flags", "step", "largest"),
     [
@@ -93,7 +94,7 @@ def test_vllm_reads_the_flags_as_they_are_meant(
         ("Qwen/Qwen3-Embedding-4B", ["--max-num-batched-tokens=4096"], 4096, max(GRAPH_TOKENS)),
     ],
 )
-def test_every_step_of_a_server_is_a_graph_and_none_is_larger(
+def test_graph_sizes_of_a_server_end_at_its_step(
     model: str,
     flags: list[str],
     step: int,
@@ -112,7 +113,9 @@ def test_every_step_of_a_server_is_a_graph_and_none_is_larger(
     assert graphs["cudagraph_mode"] == "PIECEWISE"
 
 
-def test_a_flag_of_vllm_replaces_ours(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flag_of_vllm_replaces_the_default(
+    checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = printed(capsys, checkpoint, "--quantization", "fp8", "--max-num-batched-tokens", "99")
     assert value(words, "--quantization") == "fp8"
     assert value(words, "--max-num-batched-tokens") == "99"
@@ -136,7 +139,7 @@ def test_a_flag_of_vllm_replaces_ours(checkpoint: str, capsys: pytest.CaptureFix
         (["some/model", "--port", "99999"], "1 to 65535"),
     ],
 )
-def test_what_cannot_be_served(
+def test_serve_with_wrong_options_says_why(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", *arguments, "--print"]) == 1
@@ -146,13 +149,13 @@ def test_what_cannot_be_served(
 
 
 @pytest.mark.parametrize("arguments", [[], ["some/model", "--dtype", "float16"]])
-def test_wrong_usage(arguments: list[str]) -> None:
+def test_serve_with_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["serve", *arguments])
     assert stop.value.code == 2
 
 
-def test_api_servers_follow_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_api_server_count_follows_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = {}
     for cores in (1, 2, 8, 16, 64):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: set(range(n)))
@@ -171,8 +174,8 @@ print(engine.pid, flush=True)
 @pytest.mark.parametrize(
     ("then", "code"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137), ("time.sleep(600)", 0)]
 )
-def test_nothing_outlives_the_server(then: str, code: int) -> None:
-    """A server that ends, dies or is stopped takes along what it started."""
+def test_supervise_ends_what_the_server_started(then: str, code: int) -> None:
+    """A server that exits, dies or is stopped leaves none of its processes behind."""
     program = [sys.executable, "-c", SUPERVISED.format(then=then)]
     run = f"import sys, os; from qwen3_embeddings.cli.serve import supervise; " \
           f"sys.exit(supervise({program!r}, os.environ))"  # fmt: skip
@@ -186,7 +189,7 @@ def test_nothing_outlives_the_server(then: str, code: int) -> None:
     assert gone(engine)
 
 
-def test_a_server_started_with_nohup_stays_at_a_logout() -> None:
+def test_supervise_under_nohup_survives_a_logout() -> None:
     logout = "import os, signal, sys, time; os.kill(os.getppid(), signal.SIGHUP); " \
              "time.sleep(2); sys.exit(3)"  # fmt: skip
     run = f"import os, signal, sys; from qwen3_embeddings.cli.serve import supervise; " \
@@ -198,7 +201,7 @@ def test_a_server_started_with_nohup_stays_at_a_logout() -> None:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended, or is about to: a killed one takes a moment."""
+    """Whether a process has ended, or is about to: a killed one needs a moment."""
     for _ in range(100):
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return True
@@ -288,7 +291,7 @@ def test_print_shows_the_command_of_what_is_installed(
         assert start == ["vllm", "serve", checkpoint]
 
 
-def test_a_server_with_a_default_size_until_it_is_killed(
+def test_server_with_a_default_size_serves_until_it_is_killed(
     served: tuple[RunningServer, subprocess.Popen[bytes]], reference: Embedder, texts: list[str]
 ) -> None:
     running, process = served

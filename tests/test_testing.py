@@ -18,7 +18,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path: Path) -> None:
+def test_checkpoint_of_the_same_seed_in_another_process_has_the_same_bytes(tmp_path: Path) -> None:
     here = write_checkpoint(tmp_path / "here", seed=5)
     command = [sys.executable, "-m", "qwen3_embeddings.testing", str(tmp_path / "there")]
     done = subprocess.run([*command, "--seed", "5"], capture_output=True, text=True, check=True)
@@ -28,7 +28,8 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path: Path) -
     assert contents(here)["model.safetensors"] != contents(other)["model.safetensors"]
 
 
-def test_the_tokenizer_is_laid_out_as_the_published_one(tmp_path: Path) -> None:
+@pytest.mark.engine
+def test_tokenizer_has_the_layout_of_the_published_one(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     folder = write_checkpoint(tmp_path / "checkpoint")
@@ -47,14 +48,14 @@ def test_the_tokenizer_is_laid_out_as_the_published_one(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"][:-1]) == text
 
 
-def test_sizes_are_checked(tmp_path: Path) -> None:
+def test_write_checkpoint_with_wrong_sizes_is_refused(tmp_path: Path) -> None:
     for wrong in ({"dimensions": 48}, {"layers": 0}, {"vocabulary": 10}, {"context": 1}):
         with pytest.raises(ConfigurationError, match="multiple of 32"):
             write_checkpoint(tmp_path / "wrong", **wrong)
     assert not (tmp_path / "wrong").exists()
 
 
-def test_another_preset_leaves_the_checkpoint_as_it_is(tmp_path: Path) -> None:
+def test_checkpoint_with_another_preset_keeps_its_bytes(tmp_path: Path) -> None:
     here = write_checkpoint(tmp_path / "here")
     script = """
 import sys
@@ -68,7 +69,7 @@ write_checkpoint(sys.argv[1])
     assert contents(here) == contents(tmp_path / "there")
 
 
-def test_folder_under_the_home_folder_is_written_there(
+def test_write_checkpoint_to_the_home_folder_expands_the_tilde(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -1,8 +1,8 @@
-"""The Qwen3-Embedding family: one frozen row a model.
+"""The Qwen3-Embedding family: one frozen row per model, and the shape of any checkpoint.
 
 Sources: the model cards and config.json files of Qwen/Qwen3-Embedding-0.6B, -4B and -8B, and
-arXiv 2506.05176. `context` is the 32,768 tokens all three cards promise, also where config.json
-allows more positions.
+arXiv 2506.05176. `context` is the 32,768 tokens that all three cards promise, although the
+config.json of two allows more positions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MIN_DIMENSIONS = 32
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 END_TOKEN = "<|endoftext|>"
-"""The token the tokenizer itself appends and whose hidden state is the embedding."""
+"""The token that the tokenizer itself appends. Its hidden state is the embedding."""
 
 SIXTEEN_BIT = frozenset(
     {"awq", "gptq", "fp8", "compressed-tensors", "auto-round", "modelopt", "fbgemm_fp8"}
@@ -38,13 +38,13 @@ class Model:
 
     Attributes:
         name: hub id, or the path as given.
-        layers: transformer layers.
-        heads: attention heads.
-        kv_heads: key and value heads.
-        head_dim: numbers a head.
-        intermediate: numbers in the hidden layer of each MLP.
+        layers: number of transformer layers.
+        heads: number of attention heads.
+        kv_heads: number of key and value heads.
+        head_dim: width of a head.
+        intermediate: width of the hidden layer of each MLP.
         vocabulary: rows of the embedding table.
-        dimensions: native embedding size, the largest of the Matryoshka range.
+        dimensions: native number of dimensions, the end of the Matryoshka range.
         context: longest input in tokens, end token included.
         stored: precision of the weights in the checkpoint.
         quantization: method the weights are quantized with, as config.json names it.
@@ -83,12 +83,12 @@ class Model:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of 16-bit key and value cache a token takes."""
+        """Bytes of 16-bit key and value cache per token."""
         return 2 * 2 * self.layers * self.kv_heads * self.head_dim
 
     @property
     def parameters(self) -> int:
-        """Number of weights, with the embedding table (untied output heads are not used)."""
+        """Number of weights, embedding table included; an untied output head is not used."""
         attention = 2 * self.dimensions * (self.heads + self.kv_heads) * self.head_dim
         mlp = 3 * self.dimensions * self.intermediate
         norms = 2 * self.dimensions + 2 * self.head_dim
@@ -110,13 +110,20 @@ MODELS: Mapping[str, Model] = MappingProxyType(
 
 
 def describe(name: str) -> Model:
-    """The shape of `name`: a row of `MODELS`, a local folder, or any hub id of the same shape.
+    """Return the shape of a model.
 
-    A folder or hub id outside the table is read from its ``config.json``; the hub is asked only
-    then.
+    A model outside `MODELS` is read from its ``config.json``. The hub is asked only if that file
+    is neither in a local folder nor in the Hugging Face cache.
+
+    Args:
+        name: hub id or folder.
 
     Raises:
-        UnknownModelError: no such model, or not of the Qwen3-Embedding shape.
+        UnknownModelError: there is no such model, or it has another architecture.
+
+    Example:
+        >>> describe("Qwen/Qwen3-Embedding-4B").dimensions
+        2560
     """
     if name in MODELS:
         return MODELS[name]
@@ -124,7 +131,7 @@ def describe(name: str) -> Model:
 
 
 def known_shape(name: str) -> Model | None:
-    """`describe`, as far as this machine can tell: the hub is not asked."""
+    """Return the shape of a published model or a folder; None for another hub id."""
     if name in MODELS or checkpoint.local_folder(name):
         with contextlib.suppress(UnknownModelError):
             return describe(name)
@@ -132,10 +139,10 @@ def known_shape(name: str) -> Model | None:
 
 
 def from_config(name: str, config: Mapping[str, Any]) -> Model:
-    """A row from the contents of a ``config.json``.
+    """Return the shape in the contents of a ``config.json``.
 
     Raises:
-        UnknownModelError: the config is not of the Qwen3 architecture.
+        UnknownModelError: the architecture is not Qwen3, or a value is missing.
     """
     if config.get("model_type") != "qwen3":
         raise UnknownModelError(
@@ -160,15 +167,18 @@ def from_config(name: str, config: Mapping[str, Any]) -> Model:
         )
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise UnknownModelError(
-            f"config.json of {name!r} has no usable {error}. Download it again."
+            f"config.json of {name!r} lacks a usable value ({error}). Download it again."
         ) from error
 
 
 def weights_digest(name: str) -> str:
-    """A short digest that tells checkpoints apart: the hub id itself, or a folder's contents.
+    """Return what identifies a checkpoint: the hub id itself, or a digest of a folder's contents.
 
-    Of a safetensors file the header and the first bytes of every tensor are read: another
-    fine-tune differs there, and gigabytes take milliseconds.
+    Of a safetensors file only the header and the first bytes of every tensor are read. Another
+    fine-tune differs there, and gigabytes are read in milliseconds.
+
+    Raises:
+        UnknownModelError: a safetensors file is truncated.
     """
     folder = None if name in MODELS else checkpoint.local_folder(name)
     if folder is None:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_embeddings.errors import ConfigurationError, MissingDependencyError
+from qwen3_embeddings.engines.base import require
+from qwen3_embeddings.errors import ConfigurationError
 from qwen3_embeddings.models import END_TOKEN
 from qwen3_embeddings.prompts import instruct
 
@@ -117,29 +118,36 @@ def write_checkpoint(
         >>> Embedder(str(folder)).encode_query(["capital of China"]).shape
         (1, 128)
     """
-    if dimensions < 32 or dimensions % 32 or vocabulary < 256 or layers < 1 or context < 8:
-        raise ConfigurationError(
-            "write_checkpoint needs dimensions that are a multiple of 32, vocabulary >= 256, "
-            "layers >= 1 and context >= 8."
-        )
-    try:
-        from safetensors.numpy import save_file
-
-        tokenizer = _train_tokenizer(vocabulary)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"a test checkpoint needs tokenizers and safetensors ({error}). Run "
-            "pip install 'qwen3-embeddings[testing]'."
-        ) from error
+    _check_sizes(dimensions, layers, context, vocabulary)
+    tokenizer = _train_tokenizer(vocabulary)
     config = _config(dimensions, layers, context, tokenizer.get_vocab_size())
     end = tokenizer.token_to_id(END_TOKEN)
     folder = Path(path).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    weights = _weights(config, end, np.random.default_rng(seed))
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_weights(folder, _weights(config, end, np.random.default_rng(seed)))
     _write_json(folder, _json_files(config, end))
     return folder
+
+
+def _check_sizes(dimensions: int, layers: int, context: int, vocabulary: int) -> None:
+    if dimensions < 32 or dimensions % 32 or vocabulary < 256 or layers < 1 or context < 8:
+        raise ConfigurationError(
+            "write_checkpoint needs dimensions that are a multiple of 32, vocabulary >= 256, "
+            "layers >= 1 and context >= 8."
+        )
+    for module in ("tokenizers", "safetensors"):
+        require(
+            module,
+            f"a test checkpoint needs {module}, which is not installed.",
+            "Run pip install 'qwen3-embeddings[testing]'.",
+        )
+
+
+def _write_weights(folder: Path, weights: dict[str, NDArray[np.float32]]) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _write_json(folder: Path, files: dict[str, Any]) -> None:

@@ -48,6 +48,11 @@ def load_tokenizer(model: str, revision: str | None = None) -> Tokenizer:
         ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    _check_end_token(model, tokenizer)
+    return tokenizer
+
+
+def _check_end_token(model: str, tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("a").ids
     if not ids or ids[-1] != tokenizer.token_to_id(END_TOKEN):
         raise UnknownModelError(
@@ -55,4 +60,3 @@ def load_tokenizer(model: str, revision: str | None = None) -> Tokenizer:
             "embedding: every vector would be wrong. Restore the post-processor of the published "
             "tokenizer.json."
         )
-    return tokenizer

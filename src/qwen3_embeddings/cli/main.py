@@ -1,8 +1,8 @@
 """The command line: ``qwen3-embeddings COMMAND``.
 
-A command is a module with `add_parser`, which declares its options, and `run`, which does it and
-returns the exit code. An option carries the name of the parameter it sets. The server's key comes
-from QWEN3_EMBEDDINGS_API_KEY only: other users of a machine can read its command lines.
+A command is a module with `add_parser`, which declares its options, and `run`, which runs it and
+returns the exit code. An option has the name of the parameter it sets. The server's key is read
+from QWEN3_EMBEDDINGS_API_KEY only, because other users of a machine can read its command lines.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None for those of the process.
 
     Returns:
-        0 when it went well, 1 after an error of this package (one line on stderr), 130 after
-        Ctrl-C. What argparse finds wrong exits with 2.
+        0 on success, 1 after an error of this package (one line on stderr), 130 after Ctrl-C.
+        Wrong usage exits with 2.
     """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.vllm_flags = rest
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without Chinese shows ?
+        sys.stdout.reconfigure(errors="replace")  # for a terminal that cannot show Chinese
     quiet()
     try:
         code: int = arguments.run(arguments)
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code

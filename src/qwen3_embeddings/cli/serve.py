@@ -1,7 +1,7 @@
 """The command ``qwen3-embeddings serve``: vLLM's OpenAI server with the settings for embedding.
 
-The engine's settings are those of the engine in the process; what comes on top is a server's own.
-A vLLM option given on the command line replaces the one chosen here.
+The engine's settings are those of the in-process engine. A few more are specific to a server. A
+vLLM option on the command line replaces the setting chosen here.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ from qwen3_embeddings.vectors import check_dimensions
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 STEP_TOKENS = 8192
-"""Most tokens of a step: a query waits for the steps under way. With 4,096 an H100 embedded a fifth
-fewer documents with 0.6B, and a query beside them took 113 ms (p99) instead of 145; with 16,384 it
-took 277 (docs/performance.md)."""
+"""Most tokens of a step: a query waits for the steps in progress. On an H100 with 0.6B, the latency
+of queries during documents (p99) was 145 ms. With 4,096 tokens it was 113 ms, at a fifth fewer
+documents per second; with 16,384 it was 277 ms (docs/performance.md)."""
 LARGE_MODEL = 2_000_000_000
-"""Parameters from which on the GPU, not the host, bounds steps of `LARGE_MODEL_STEP_TOKENS`."""
+"""Number of parameters from which the GPU, not the host, limits steps of
+`LARGE_MODEL_STEP_TOKENS`."""
 LARGE_MODEL_STEP_TOKENS = 2048
-"""Most tokens of a step of a large model. An H100 with 4B embedded 6 % fewer documents than with
-8,192, and a query beside them took 100 ms (p99) instead of 307 (docs/performance.md). vLLM wants
-no fewer than the texts of a step, `Profile.step_texts` twice."""
+"""Most tokens of a step of a large model. On an H100 with 4B, query latency during documents (p99)
+was 100 ms instead of 307 ms with 8,192, at 6 % fewer documents per second (docs/performance.md).
+vLLM accepts no fewer than the texts of a step, twice `Profile.step_texts`."""
 RENDERER_WORKERS = 4
-"""Threads that tokenize in each HTTP process: in vLLM's one a query waits for every text of the
-requests before it (docs/performance.md)."""
+"""Tokenizer threads of each HTTP process. With vLLM's default of one, a query waits for every text
+of the requests before it (docs/performance.md)."""
 STOP_SECONDS = 20
-"""How long a server that is told to stop may take: told while it starts, vLLM may hang."""
+"""Time limit of a stop, in seconds. During its start vLLM may ignore SIGTERM."""
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -51,19 +52,19 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "serve",
         help="start vLLM's OpenAI-compatible server with the settings for embedding",
-        description="Start vLLM's OpenAI-compatible server with the settings for embedding. Every "
-        "other option is vLLM's and passed on, e.g. --quantization fp8, --data-parallel-size 2, "
+        description="Start vLLM's OpenAI-compatible server with the settings for embedding. "
+        "Other options are passed on to vLLM, e.g. --quantization fp8, --data-parallel-size 2, "
         "--served-model-name NAME, --disable-log-stats. Clients need the key in "
         "QWEN3_EMBEDDINGS_API_KEY, if it is set.",
         epilog="Stops on Ctrl-C or SIGTERM, and leaves no process behind. When this command itself "
-        "is killed (SIGKILL), Linux tells the server to stop; a vLLM that is still starting may be "
-        "deaf to it and live on.",
+        "is killed (SIGKILL), Linux sends SIGTERM to the server, which vLLM may ignore while it "
+        "starts.",
         allow_abbrev=False,
     )
     option = parser.add_argument
     option("model", metavar="MODEL", type=os.path.expanduser, help="hub id or folder")
-    option("--dimensions", type=int, help=f"size for clients that ask for none, {MIN_DIMENSIONS}"
-           " to native (native)")  # fmt: skip
+    option("--dimensions", type=int, help=f"dimensions for clients that ask for none, "
+           f"{MIN_DIMENSIONS} to native (native)")  # fmt: skip
     option("--dtype", choices=["auto", "bfloat16", "float32"], default="auto", help="(auto)")
     option("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     option("--port", type=int, default=8000, help="(8000)")
@@ -75,7 +76,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Start the server and wait for its end; returns its exit code."""
+    """Start the server and wait for its end; return its exit code."""
     flags = server_flags(options)
     program = _program(options.model)
     environment = {"VLLM_NO_USAGE_STATS": "1"}
@@ -90,23 +91,23 @@ def run(options: argparse.Namespace) -> int:
 
 
 def default_api_servers() -> int:
-    """HTTP processes for this machine's cores: 6 of 16, at most 8.
+    """Return the number of HTTP processes for this machine's cores: 6 for 16 cores, at most 8.
 
-    A text costs them one to three milliseconds, by how many share its request, and one process held
-    an H100 at 520 texts of 135 tokens a second. Ten were busy to 23 % each, and take longer
-    to start (vLLM 0.25.1, docs/performance.md). The engine and the clients want cores too.
+    A text costs such a process 1 to 3 ms, depending on how many share its request. One process
+    limited an H100 to 520 texts per second (135 tokens each). Ten were busy 23 % of the time, and
+    start more slowly (docs/performance.md). The engine and the clients need cores too.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(8, (cores or 1) * 3 // 8))
 
 
 def server_flags(options: argparse.Namespace) -> list[str]:
-    """The server's options, the caller's own last.
+    """Return the options of the server, the caller's own last.
 
     Raises:
-        UnknownModelError: no such model, or not of the Qwen3-Embedding shape.
+        UnknownModelError: there is no such model, or it has another architecture.
         DimensionsError: `dimensions` is out of range.
-        ConfigurationError: options that cannot be, or not together.
+        ConfigurationError: an option is wrong, or contradicts another one.
         MissingDependencyError: vLLM is not installed.
     """
     passed = list(options.vllm_flags)
@@ -121,15 +122,15 @@ def server_flags(options: argparse.Namespace) -> list[str]:
         "host": options.host,
         "port": options.port,
         "renderer_num_workers": RENDERER_WORKERS,
-        "scheduling_policy": "priority",  # the client ranks queries before documents
-        "disable_log_stats": None,  # the gauges of /metrics are made of them
+        "scheduling_policy": "priority",  # the client sends a priority per request
+        "disable_log_stats": None,  # /metrics needs them
         "disable_uvicorn_access_log": True,
     }
     servers = options.api_server_count or default_api_servers()
     if servers > 1:
         arguments["api_server_count"] = servers
     if "max-num-batched-tokens" not in given and (graphs := arguments.get("compilation_config")):
-        # vLLM warns, in every process, of graphs that are larger than a step.
+        # vLLM warns, in every process, about graphs that are larger than a step.
         sizes = [size for size in graphs["cudagraph_capture_sizes"] if size <= most]
         arguments["compilation_config"] = graphs | {"cudagraph_capture_sizes": sizes}
     if options.dimensions is not None:
@@ -140,15 +141,15 @@ def server_flags(options: argparse.Namespace) -> list[str]:
 
 
 def _given(options: argparse.Namespace, passed: Sequence[str]) -> set[str]:
-    """Bare names of the vLLM options among the words passed on, once nothing speaks against them.
+    """Return the bare names of the vLLM options among the words passed on.
 
     Raises:
-        ConfigurationError: as `server_flags`.
+        ConfigurationError: one of them is refused, or contradicts one of ours.
     """
     if not 1 <= options.port <= 65535:
-        raise ConfigurationError(f"--port {options.port} is none. Pass 1 to 65535.")
+        raise ConfigurationError(f"--port {options.port} is not a port. Pass 1 to 65535.")
     given = {_bare(word) for word in passed if word.startswith("--")}
-    # vLLM takes abbreviations. Other users of a machine can read its command lines.
+    # vLLM accepts abbreviations. Other users of a machine can read its command lines.
     if any(name.startswith("api-k") for name in given):
         raise ConfigurationError("--api-key would show the key. Set QWEN3_EMBEDDINGS_API_KEY.")
     if any(word.startswith("--trust") for word in passed):
@@ -158,19 +159,20 @@ def _given(options: argparse.Namespace, passed: Sequence[str]) -> set[str]:
         )
     if options.dimensions is not None and "pooler-config" in given:
         raise ConfigurationError(
-            "--dimensions is a part of --pooler-config. Pass one of them, such as "
+            "--dimensions sets a part of --pooler-config. Pass one of them, such as "
             f"--pooler-config '{{\"dimensions\": {options.dimensions}, …}}'."
         )
     return given
 
 
 def _device(options: argparse.Namespace) -> Device:
-    """What vLLM will run on; to print a command where vLLM is not installed, a GPU of 80 GB."""
+    """Return the device vLLM will run on; for --print without vLLM, a GPU of 80 GB."""
     try:
         return this_device()
     except ImportError as error:
         if options.print:
-            print("qwen3-embeddings: no vLLM here: settings for a GPU of 80 GB.", file=sys.stderr)
+            said = "qwen3-embeddings: vLLM is not installed; the settings are for a GPU of 80 GB."
+            print(said, file=sys.stderr)
             return Device("gpu", 80 * GIB)
         raise MissingDependencyError(
             f"vLLM cannot be imported ({error}). Run pip install 'qwen3-embeddings[vllm]' on a GPU "
@@ -179,9 +181,9 @@ def _device(options: argparse.Namespace) -> Device:
 
 
 def as_flags(arguments: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Engine arguments of vLLM as words of its command line, by bare name of the option.
+    """Return engine arguments of vLLM as words of its command line, by bare name of the option.
 
-    None leaves an argument out. An argument called ``disable_…`` has no ``--no-`` form.
+    An argument that is None is left out. One called ``disable_…`` has no ``--no-`` form.
     """
     flags: dict[str, list[str]] = {}
     for key, value in arguments.items():
@@ -199,7 +201,7 @@ def as_flags(arguments: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _bare(flag: str) -> str:
-    """``max-model-len`` of ``--max_model_len=8192``, as vLLM reads it."""
+    """Return the name of an option as vLLM reads it: max-model-len of --max_model_len=8192."""
     name = flag.split("=")[0].removeprefix("--").split(".")[0].replace("_", "-")
     return name.removeprefix("no-")
 
@@ -229,14 +231,14 @@ def _program(model: str) -> list[str]:
 
 
 def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a server until it ends, however it ends, and let nothing of it live on.
+    """Run a server until it ends, and end every process that it started.
 
     vLLM's engine outlives a server that is killed, and keeps the GPU's memory. So the server leads
-    a process group, which is killed behind it; and it is told to stop when this process dies.
-    A second signal, or a stop that takes over `STOP_SECONDS`, kills it.
+    a process group, which is killed after the server has ended. The server receives SIGTERM when
+    this process dies. A second signal kills it, and so does a stop longer than `STOP_SECONDS`.
 
     Returns:
-        The server's exit code, or 128 and the number of the signal that ended it.
+        The server's exit code, or 128 plus the number of the signal that ended it.
     """
     server = subprocess.Popen(
         command, env=environment, start_new_session=True, preexec_fn=_end_with_parent
@@ -244,7 +246,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
     signals = itertools.count()
 
     def stop(*_: object) -> None:
-        if next(signals):  # a second one does not wait
+        if next(signals):  # the second one
             os.killpg(server.pid, signal.SIGKILL)
             return
         server.terminate()
@@ -252,7 +254,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
     signal.signal(signal.SIGALRM, stop)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup wants it ignored
+        if signal.getsignal(number) is not signal.SIG_IGN:  # under nohup it is ignored
             signal.signal(number, stop)
     try:
         code = server.wait()
@@ -269,11 +271,11 @@ def _end_with_parent() -> None:
 
 
 def _warn_of_open_routes(with_key: bool) -> None:
-    what = "guards /v1 and /v2 only: other routes, /invocations among them, answer without it"
-    print(
-        f"qwen3-embeddings: the key {what}. Put a proxy in front that passes /v1 alone."
-        if with_key
-        else "qwen3-embeddings: anyone who reaches this port can use it. Set "
-        "QWEN3_EMBEDDINGS_API_KEY, and put a proxy in front that passes /v1 alone.",
-        file=sys.stderr,
-    )
+    """Warn on stderr about what vLLM's key does not protect."""
+    said = "anyone who reaches this port can use the server. Set QWEN3_EMBEDDINGS_API_KEY."
+    if with_key:
+        said = (
+            "the key protects /v1 and /v2 only; other routes, such as /invocations, answer without."
+        )
+    proxy = "Put a proxy in front that forwards /v1 only."
+    print(f"qwen3-embeddings: {said} {proxy}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What every engine offers, whatever runs behind it."""
+"""The interface of an engine, and what the engines share."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from qwen3_embeddings.errors import (
 from qwen3_embeddings.vectors import Vectors
 
 Prompt = str | list[int]
-"""A text, or its token ids with the end token (sent as they are, nothing is added)."""
+"""A text, or its token ids with the end token, to which nothing is added."""
 
 MIXED_SECONDS = 10.0
-"""How long after a query documents leave capacity for the next one (docs/performance.md)."""
+"""Seconds after a query during which capacity is kept for the next one (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """What a started engine runs.
+    """What a started engine serves.
 
     Attributes:
         engine: "vllm", "server" or "reference".
-        model: name the engine knows the model by.
-        dimensions: size of a vector when no size is asked for.
-        native: size of the model, the largest that can be asked for.
+        model: name of the model, as the engine knows it.
+        dimensions: dimensions of a vector when no number is asked for.
+        native: native dimensions of the model, the most that can be asked for.
         context: longest input in tokens, end token included; None when the engine does not say.
-        strips: whether it strips leading and trailing whitespace, which changes the vector.
+        strips: whether the engine strips leading and trailing whitespace, which changes the vector.
     """
 
     engine: str
@@ -78,12 +78,12 @@ class Usage:
 
 
 class Engine(Protocol):
-    """Turns prompts into vectors. All methods run on the background loop.
+    """An engine turns prompts into vectors. All methods run on the background loop.
 
     Attributes:
-        chunk_texts: prompts the embedder should pass at once.
-        chunk_tokens: estimated tokens the embedder should pass at once.
-        chunks_in_flight: calls of `embed` the embedder should keep going for one caller.
+        chunk_texts: most prompts the embedder should pass to one call of `embed`.
+        chunk_tokens: most tokens, by estimate, that it should pass to one call.
+        chunks_in_flight: number of calls it should keep in flight per caller.
     """
 
     chunk_texts: int
@@ -91,10 +91,10 @@ class Engine(Protocol):
     chunks_in_flight: int
 
     async def start(self) -> Served:
-        """Start or reach the engine once; later calls answer at once."""
+        """Start or reach the engine once; later calls return immediately."""
 
     async def tokenize(self, texts: list[str], urgent: bool = False) -> list[list[int]]:
-        """Token ids of each text, the end token included, whatever their number."""
+        """Return the token ids of each text, end token included, even over the context."""
 
     async def embed(
         self,
@@ -103,27 +103,31 @@ class Engine(Protocol):
         urgent: bool,
         usage: Usage | None = None,
     ) -> Vectors:
-        """One vector a prompt, in order, float32 (n, dimensions), not necessarily of unit length.
+        """Return one vector per prompt, in order: float32 (n, dimensions), not necessarily unit.
 
-        `urgent` prompts (queries) pass others in the queue. Errors about a prompt are
-        `TextError`s whose positions count within `prompts`. The engine adds the prompts that it
-        embedded to `usage`.
+        `urgent` prompts (queries) have priority over others in the queue. An error about prompts
+        is a `TextError`, whose positions count within `prompts`. The engine adds the prompts that
+        it embedded to `usage`.
         """
 
     async def close(self) -> None:
-        """Stop, free everything, and fail calls still waiting with `EngineClosedError`."""
+        """Stop, free all memory, and fail waiting calls with `EngineClosedError`."""
 
 
 def closed_error() -> EngineClosedError:
-    """What calls get that were waiting when the embedder was closed, or came later."""
-    return EngineClosedError("the embedder was closed. Make a new one, or close it later.")
+    """Return the error for calls during and after the closing of an embedder."""
+    return EngineClosedError("the embedder was closed. Create a new one, or close it later.")
 
 
 def check_lengths(encodings: Sequence[Sequence[int]], context: int | None) -> None:
-    """Refuse encodings longer than the context, ahead of an engine that would cut or choke.
+    """Refuse encodings longer than the context, which engines truncate or fail on.
+
+    Args:
+        encodings: token ids of each text.
+        context: longest input in tokens; None if it is not known.
 
     Raises:
-        TextTooLongError: some are.
+        TextTooLongError: some are longer.
     """
     long = [i for i, ids in enumerate(encodings) if context and len(ids) > context]
     if long:

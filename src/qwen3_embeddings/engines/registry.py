@@ -1,8 +1,8 @@
-"""One engine a configuration and process, shared by every embedder that asks for it.
+"""One engine per configuration and process, shared by all embedders of that configuration.
 
-An engine starts at its first use. It stops when the last lease on it is released, and in any
-case when the interpreter exits. A lease that is garbage-collected without being released leaves
-the engine running for the next embedder of the same configuration.
+An engine starts at its first use. It stops when the last lease on it is released, and at the
+latest when the interpreter exits. A lease that is garbage-collected without being released leaves
+the engine running, for the next embedder of the same configuration.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ KINDS = {
 
 _lock = threading.RLock()  # a destructor may release a lease while another is made
 _engines: dict[str, Engine] = {}
-_abandoned: list[object] = []  # a parent's engines, kept from destructors that reach its sockets
+_abandoned: list[object] = []  # a parent's engines: their destructors would reach its sockets
 _leases: dict[str, weakref.WeakSet[Lease]] = {}
 
 
 class Lease:
-    """A hold on one shared engine.
+    """A claim on one shared engine.
 
     Args:
         kind: one of `KINDS`.
@@ -46,6 +46,7 @@ class Lease:
 
     Raises:
         ConfigurationError: the engine does not know an argument.
+        MissingDependencyError: the engine's extra is not installed.
     """
 
     def __init__(self, kind: str, arguments: dict[str, Any]) -> None:
@@ -74,8 +75,8 @@ class Lease:
         if self._engine is None:
             raise closed_error()
         if self._process != os.getpid():
-            # A forked child must not touch its parent's threads and connections: both would read
-            # each other's answers.
+            # A forked child must not use its parent's connections: each would read the other's
+            # answers.
             self._acquire()
         return self._engine
 
@@ -89,7 +90,7 @@ class Lease:
         return other
 
     def detach(self) -> Engine | None:
-        """Give the hold up; the engine to close when it was the last. May be called twice."""
+        """Release the claim; return the engine to close if it was the last. May be repeated."""
         with _lock:
             engine, self._engine = self._engine, None
             others = _leases.get(self._key)
@@ -107,19 +108,21 @@ def _make(kind: str, arguments: dict[str, Any]) -> Engine:
     try:
         engine: Engine = getattr(import_module(module), name)(**arguments)
     except TypeError as error:
-        raise ConfigurationError(f"the {kind} engine refuses its arguments: {error}") from error
+        raise ConfigurationError(
+            f"the {kind} engine does not accept an argument: {error}"
+        ) from error
     return engine
 
 
 def _identity(value: Any) -> str:
-    """What stands in an engine's key for a value JSON has no form for: a secret, a TLS context."""
+    """Return what identifies a value that JSON cannot hold, such as a secret or a TLS context."""
     if isinstance(value, Secret):
         return value.get_secret_value()
     return f"{type(value).__qualname__}@{id(value)}"
 
 
 def _close_all() -> None:
-    """Stop every engine before the interpreter goes, while threads still run."""
+    """Stop every engine before the interpreter exits, while threads still run."""
     with _lock:
         engines = list(_engines.values())
         _engines.clear()
@@ -132,11 +135,11 @@ def _close_all() -> None:
 
 
 def _forget_engines() -> None:
-    """A forked child shares no thread or connection with its parent: it starts its own."""
+    """Forget the parent's engines in a forked child, which has none of the parent's threads."""
     global _lock
     _lock = threading.RLock()
     if _engines and "TOKENIZERS_PARALLELISM" in os.environ:
-        # Its threads did not come along either: told to use them, the tokenizer waits for ever.
+        # The tokenizer's threads are missing in the child too: with this set it would wait forever.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _abandoned.append(dict(_engines))
     _engines.clear()
