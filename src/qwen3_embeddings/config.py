@@ -69,13 +69,16 @@ def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def engine_arguments(
-    settings: Mapping[str, Any], api_key: str | SupportsSecret | None
+    settings: Mapping[str, Any],
+    api_key: str | SupportsSecret | None,
+    batch_parameter: str = "batch_size",
 ) -> dict[str, Any]:
     """Return the keyword arguments of the engine's class.
 
     Args:
         settings: resolved arguments of an embedder.
         api_key: the server's key. Default: QWEN3_EMBEDDINGS_API_KEY.
+        batch_parameter: name of the caller's argument for the batch size, for messages.
 
     Raises:
         ConfigurationError: the arguments contradict each other.
@@ -90,6 +93,7 @@ def engine_arguments(
     arguments = {name: settings[name] for name in (*names, "model", "base_url")}
     arguments["max_concurrency"] = settings["max_concurrency"] or 16
     arguments["batch_size"] = settings["batch_size"] or 64
+    arguments["batch_parameter"] = batch_parameter
     for name in ("client", "http_client"):
         if settings[name] is not None:
             arguments[name] = settings[name]

@@ -125,7 +125,8 @@ class Embedder(Encoding, Closing):
         self._policy = Policy(self.dimensions, overflow, on_error, batch_size)
         self._choose_instructions(task, query_instruction, document_instruction)
         self._usage = Usage()
-        self._lease = Lease(self.engine, config.engine_arguments(settings, api_key))
+        arguments = config.engine_arguments(settings, api_key, self.batch_parameter)
+        self._lease = Lease(self.engine, arguments)
 
     def similarity(self, a: ArrayLike, b: ArrayLike) -> Matrix:
         """Return the cosine similarity of every vector in `a` with every vector in `b`.

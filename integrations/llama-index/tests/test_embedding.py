@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import openai
 import pytest
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
@@ -17,6 +20,7 @@ from llama_index.embeddings.qwen3 import Qwen3Embedding
 
 from qwen3_embeddings import (
     Embedder,
+    ServerTimeoutError,
     TextEncodingError,
     TextsFailedError,
     TextTooLongError,
@@ -24,6 +28,8 @@ from qwen3_embeddings import (
 )
 
 if TYPE_CHECKING:
+    from conftest import RunningServer
+
     from .conftest import Make, Recorder
 
 WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
@@ -353,3 +359,29 @@ def test_overflow_truncate_equals_the_reference(make: Make, reference: Embedder)
     cut = Embedder(reference.model, engine="reference", dtype="float32", overflow="truncate")
     text = "word " * 3000
     assert_same([make(overflow="truncate").get_text_embedding(text)], cut.encode_document([text]))
+
+
+async def test_client_of_the_openai_package_returns_the_same_vectors(
+    server: RunningServer,
+) -> None:
+    settings = {"api_base": server.base_url, "api_key": server.api_key}
+    expected = Qwen3Embedding(**settings).get_text_embedding_batch(TEXTS)
+    own = {"base_url": server.base_url, "api_key": server.api_key}
+    with openai.OpenAI(**own) as client, Qwen3Embedding(client=client) as model:
+        assert_same(model.get_text_embedding_batch(TEXTS), expected)
+        assert len(await model.aget_query_embedding("a")) == 128
+        assert model.usage.texts == len(TEXTS) + 1
+        assert "client" not in repr(model) + model.to_json()
+        assert model.with_task("code").get_query_embedding("a")
+        with pytest.raises(TypeError, match="is not pickled"):
+            pickle.dumps(model)
+
+
+def test_time_out_names_the_classes_own_parameter() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        with (
+            Qwen3Embedding("tiny", api_base=url, timeout=0.2, max_retries=0) as model,
+            pytest.raises(ServerTimeoutError, match="lower embed_batch_size"),
+        ):
+            model.get_text_embedding_batch(TEXTS)

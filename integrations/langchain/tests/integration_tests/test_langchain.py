@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import socket
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
+import openai
 import pytest
 from langchain_classic.embeddings import CacheBackedEmbeddings
 from langchain_classic.storage import LocalFileStore
@@ -13,7 +17,7 @@ from langchain_core.documents import Document
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_qwen3_embeddings import Qwen3Embeddings
 
-from qwen3_embeddings import EngineClosedError
+from qwen3_embeddings import EngineClosedError, ServerTimeoutError
 
 TEXTS = ["Beijing is the capital.", "Bread is baked.", "def f():\n\treturn 1\n", " 北京 ", "🙂"]
 
@@ -112,3 +116,35 @@ def test_pickle_embeds_alike(
     loaded = pickle.loads(pickle.dumps(embeddings.with_task("code")))
     expected = embeddings.with_task("code").embed_query("x")
     assert loaded.embed_query("x") == pytest.approx(expected, abs=1e-6)
+
+
+async def test_client_of_the_openai_package_returns_the_same_vectors(
+    remote: dict[str, Any],
+) -> None:
+    expected = Qwen3Embeddings(**remote).embed_documents(TEXTS)
+    settings = {"base_url": remote["base_url"], "api_key": remote["api_key"]}
+    headers = {"Authorization": f"Bearer {remote['api_key']}"}
+    with openai.OpenAI(**settings) as client, httpx.Client(headers=headers) as http_client:
+        for given in (
+            {"client": client},
+            {"http_client": http_client, "base_url": remote["base_url"]},
+        ):
+            with Qwen3Embeddings(**given) as embeddings:
+                rows = embeddings.embed_documents(TEXTS)
+                np.testing.assert_allclose(rows, expected, atol=1e-6)
+                assert len(await embeddings.aembed_query("a")) == 128
+                assert embeddings.usage.texts == len(TEXTS) + 1
+                for shown in (repr(embeddings), str(embeddings.model_dump())):
+                    assert "client" not in shown
+                with pytest.raises(TypeError, match="is not pickled"):
+                    pickle.dumps(embeddings)
+
+
+def test_time_out_names_the_classes_own_parameter() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        with (
+            Qwen3Embeddings(model="tiny", base_url=url, timeout=0.2, max_retries=0) as embeddings,
+            pytest.raises(ServerTimeoutError, match="lower chunk_size"),
+        ):
+            embeddings.embed_documents(TEXTS)
