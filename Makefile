@@ -52,7 +52,7 @@ test: install
 
 # The tests that run no model: they need neither vLLM nor torch, and take less than a minute.
 test-fast: install
-	$(BIN)/python -m pytest -m "not engine"
+	$(BIN)/python -m pytest -m "not engine and not slow"
 
 # Other servers, in environments of their own: heavy, see tools/servers/install.sh.
 test-servers: install $(SERVERS)/installed

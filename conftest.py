@@ -29,11 +29,27 @@ NEED_ENGINE = {"checkpoint", "server", "run_script"}
 """Fixtures whose tests run a model, and so need vLLM or torch."""
 
 
+MODULES = {
+    **dict.fromkeys(("test_checkpoint", "test_demo_model", "test_corpus_examples"), "engine"),
+    **dict.fromkeys(("test_corpus_faults", "test_corpus_ray", "test_corpus_s3"), "slow"),
+    **dict.fromkeys(("test_types", "test_without_engines"), "slow"),
+}
+"""Modules of which every test has the marker, whatever its fixtures."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need an engine; `make test-fast` leaves them out."""
+    """Mark what `make test-fast` deselects: tests that run a model, and slow ones."""
     for item in items:
-        if NEED_ENGINE & set(getattr(item, "fixturenames", ())):
+        if marker := MODULES.get(item.path.stem):
+            item.add_marker(marker)
+        elif NEED_ENGINE & set(getattr(item, "fixturenames", ())):
             item.add_marker("engine")
+
+
+def skip_if_fast(config: pytest.Config) -> None:
+    """Skip a test that asks for a model only when it runs, with `getfixturevalue`."""
+    if config.option.markexpr.startswith("not engine"):
+        pytest.skip("runs a model")
 
 
 @dataclass(frozen=True)
@@ -46,8 +62,9 @@ class RunningServer:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> str:
     """A tiny random checkpoint: 128 dimensions, a context of 2,048 tokens."""
+    skip_if_fast(pytestconfig)
     return str(write_checkpoint(tmp_path_factory.mktemp("checkpoint")))
 
 
