@@ -41,8 +41,8 @@ class Model:
         layers: transformer layers.
         heads: attention heads.
         kv_heads: key and value heads.
-        head_dim: numbers a head.
-        intermediate: numbers in the hidden layer of each MLP.
+        head_dim: dimensions per attention head.
+        intermediate: width of the hidden layer of each MLP.
         vocabulary: rows of the embedding table.
         dimensions: native embedding size, the largest of the Matryoshka range.
         context: longest input in tokens, end token included.
@@ -83,7 +83,7 @@ class Model:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of 16-bit key and value cache a token takes."""
+        """Bytes of 16-bit key and value cache per token."""
         return 2 * 2 * self.layers * self.kv_heads * self.head_dim
 
     @property
@@ -110,7 +110,7 @@ MODELS: Mapping[str, Model] = MappingProxyType(
 
 
 def describe(name: str) -> Model:
-    """The shape of `name`: a row of `MODELS`, a local folder, or any hub id of the same shape.
+    """Return the shape of `name`: a row of `MODELS`, a local folder, or a hub id.
 
     A folder or hub id outside the table is read from its ``config.json``; the hub is asked only
     then.
@@ -132,7 +132,7 @@ def known_shape(name: str) -> Model | None:
 
 
 def from_config(name: str, config: Mapping[str, Any]) -> Model:
-    """A row from the contents of a ``config.json``.
+    """Return a row from the contents of a ``config.json``.
 
     Raises:
         UnknownModelError: the config is not of the Qwen3 architecture.
@@ -165,7 +165,7 @@ def from_config(name: str, config: Mapping[str, Any]) -> Model:
 
 
 def weights_digest(name: str) -> str:
-    """A short digest that tells checkpoints apart: the hub id itself, or a folder's contents.
+    """Return a short digest of a checkpoint: the hub id itself, or of a folder's contents.
 
     Of a safetensors file the header and the first bytes of every tensor are read: another
     fine-tune differs there, and gigabytes take milliseconds.

@@ -115,7 +115,7 @@ class Engine(Protocol):
 
 
 def closed_error() -> EngineClosedError:
-    """What calls get that were waiting when the embedder was closed, or came later."""
+    """Return the error of calls that waited when the embedder was closed, or came later."""
     return EngineClosedError("the embedder was closed. Make a new one, or close it later.")
 
 

@@ -112,7 +112,7 @@ def _make(kind: str, arguments: dict[str, Any]) -> Engine:
 
 
 def _identity(value: Any) -> str:
-    """What stands in an engine's key for a value JSON has no form for: a secret, a TLS context."""
+    """Return the part of an engine's key for a secret or a TLS context, which JSON cannot hold."""
     if isinstance(value, Secret):
         return value.get_secret_value()
     return f"{type(value).__qualname__}@{id(value)}"
@@ -132,11 +132,11 @@ def _close_all() -> None:
 
 
 def _forget_engines() -> None:
-    """A forked child shares no thread or connection with its parent: it starts its own."""
+    """Forget the engines of the parent: a forked child shares no thread or connection with it."""
     global _lock
     _lock = threading.RLock()
     if _engines and "TOKENIZERS_PARALLELISM" in os.environ:
-        # Its threads did not come along either: told to use them, the tokenizer waits for ever.
+        # The threads of the tokenizer were not copied either: it would wait for them without end.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _abandoned.append(dict(_engines))
     _engines.clear()
