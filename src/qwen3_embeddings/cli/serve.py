@@ -30,20 +30,20 @@ from qwen3_embeddings.vectors import check_dimensions
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 STEP_TOKENS = 8192
-"""Most tokens of a step: a query waits for the steps under way. With 4,096 an H100 embedded a fifth
-fewer documents with 0.6B, and a query beside them took 113 ms (p99) instead of 145; with 16,384 it
-took 277 (docs/performance.md)."""
+"""Maximum tokens of a step: a query waits for the steps in progress. With 4,096 an H100 embedded a
+fifth fewer documents with 0.6B, and the p99 of a query at the same time was 113 ms instead of 145.
+With 16,384 it was 277 ms (benchmarks/notes/server.md)."""
 LARGE_MODEL = 2_000_000_000
 """Parameters from which on the GPU, not the host, bounds steps of `LARGE_MODEL_STEP_TOKENS`."""
 LARGE_MODEL_STEP_TOKENS = 2048
-"""Most tokens of a step of a large model. An H100 with 4B embedded 6 % fewer documents than with
-8,192, and a query beside them took 100 ms (p99) instead of 307 (docs/performance.md). vLLM wants
-no fewer than the texts of a step, `Profile.step_texts` twice."""
+"""Maximum tokens of a step of a large model. An H100 with 4B embedded 6 % fewer documents than with
+8,192, and the p99 of a query at the same time was 100 ms instead of 307
+(benchmarks/notes/server.md). vLLM refuses fewer tokens than twice `Profile.step_texts`."""
 RENDERER_WORKERS = 4
 """Threads that tokenize in each HTTP process: in vLLM's one a query waits for every text of the
-requests before it (docs/performance.md)."""
+requests before it (benchmarks/notes/server.md)."""
 STOP_SECONDS = 20
-"""How long a server that is told to stop may take: told while it starts, vLLM may hang."""
+"""How long a server may need to stop: vLLM can hang if it is stopped while it starts."""
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -93,15 +93,15 @@ def default_api_servers() -> int:
     """HTTP processes for this machine's cores: 6 of 16, at most 8.
 
     A text costs them one to three milliseconds, by how many share its request, and one process held
-    an H100 at 520 texts of 135 tokens a second. Ten were busy to 23 % each, and take longer
-    to start (vLLM 0.25.1, docs/performance.md). The engine and the clients want cores too.
+    an H100 at 520 texts/s of 135 tokens. Ten were busy to 23 % each, and take longer
+    to start (vLLM 0.25.1, benchmarks/notes/server.md). The engine and the clients want cores too.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(8, (cores or 1) * 3 // 8))
 
 
 def server_flags(options: argparse.Namespace) -> list[str]:
-    """The server's options, the caller's own last.
+    """Return the server's options, those of the caller last.
 
     Raises:
         UnknownModelError: no such model, or not of the Qwen3-Embedding shape.
@@ -148,7 +148,7 @@ def _given(options: argparse.Namespace, passed: Sequence[str]) -> set[str]:
     if not 1 <= options.port <= 65535:
         raise ConfigurationError(f"--port {options.port} is none. Pass 1 to 65535.")
     given = {_bare(word) for word in passed if word.startswith("--")}
-    # vLLM takes abbreviations. Other users of a machine can read its command lines.
+    # vLLM accepts abbreviations. Other users of a machine can read its command lines.
     if any(name.startswith("api-k") for name in given):
         raise ConfigurationError("--api-key would show the key. Set QWEN3_EMBEDDINGS_API_KEY.")
     if any(word.startswith("--trust") for word in passed):
@@ -165,7 +165,7 @@ def _given(options: argparse.Namespace, passed: Sequence[str]) -> set[str]:
 
 
 def _device(options: argparse.Namespace) -> Device:
-    """What vLLM will run on; to print a command where vLLM is not installed, a GPU of 80 GB."""
+    """Return the device vLLM will use; where vLLM is not installed, a GPU of 80 GB to print for."""
     try:
         return this_device()
     except ImportError as error:
@@ -232,8 +232,8 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a server until it ends, however it ends, and let nothing of it live on.
 
     vLLM's engine outlives a server that is killed, and keeps the GPU's memory. So the server leads
-    a process group, which is killed behind it; and it is told to stop when this process dies.
-    A second signal, or a stop that takes over `STOP_SECONDS`, kills it.
+    a process group, which is killed behind it; and it gets SIGTERM when this process dies.
+    A second signal, or a stop of more than `STOP_SECONDS`, kills it.
 
     Returns:
         The server's exit code, or 128 and the number of the signal that ended it.

@@ -18,7 +18,8 @@ Prompt = str | list[int]
 """A text, or its token ids with the end token (sent as they are, nothing is added)."""
 
 MIXED_SECONDS = 10.0
-"""How long after a query documents leave capacity for the next one (docs/performance.md)."""
+"""How long after a query documents leave capacity for the next one
+(benchmarks/notes/in-process.md)."""
 
 
 @dataclass(frozen=True)

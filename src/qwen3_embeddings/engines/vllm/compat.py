@@ -39,8 +39,8 @@ class Core:
     """vLLM's engine core in this process. One thread at a time may use it.
 
     `vllm.LLM` cannot be used from several threads. `LLMEngine` prepares and wraps every request as
-    for generation, which for short texts takes as long as the rest of a step
-    (docs/performance.md). The core itself accepts token ids and returns tensors.
+    for generation, which for short texts needs as long as the rest of a step
+    (benchmarks/notes/in-process.md). The core itself accepts token ids and returns tensors.
 
     Args:
         arguments: arguments of `vllm.EngineArgs`, by name.

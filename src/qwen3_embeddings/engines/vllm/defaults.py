@@ -2,7 +2,7 @@
 
 The engine in this process and ``qwen3-embeddings serve`` both start vLLM with `engine_arguments`;
 each argument can be overridden (``engine_kwargs``, or the flag of the same name). Where the figures
-come from: docs/performance.md.
+come from: benchmarks/notes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from qwen3_embeddings.models import Model
 
 GIB = 1 << 30
 BLOCK_TOKENS = 16
-"""Tokens of one block of vLLM's cache: a text takes whole blocks."""
+"""Tokens of one block of vLLM's cache: a text uses whole blocks."""
 OVERHEAD_BYTES = 6 * GIB
-"""Room on a GPU beside weights and cache: activations of a step, CUDA graphs, the context."""
+"""GPU memory besides weights and cache: activations of a step, CUDA graphs, the context."""
 GRAPH_TOKENS = (
     *(1, 2, 4, 8, 16, 32, 64, 128),
     *range(256, 4608, 256),  # a small step of documents, and a query on top of it
@@ -26,7 +26,7 @@ GRAPH_TOKENS = (
 )
 """Steps whose kernels are recorded as CUDA graphs; a step is filled up to the next of them. vLLM
 stops at 512 tokens, where the host takes longer to launch the kernels than the GPU to run them: 22
-against 18 ms for 8,192 tokens of 0.6B on an H100 (docs/performance.md)."""
+against 18 ms for 8,192 tokens of 0.6B on an H100 (benchmarks/notes/in-process.md)."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
 
 
 def profile(device: Device) -> Profile:
-    """The row that holds for a device."""
+    """Return the row for a device."""
     if device.kind == "cpu":
         return PROFILES["cpu"]
     rows = [row for row in PROFILES.values() if row.name != "cpu" and row.memory <= device.memory]
@@ -97,7 +97,7 @@ def engine_arguments(model: Model, dtype: str, device: Device) -> dict[str, Any]
         dtype = "float32"  # vLLM would fall back to float16
     width = 2 if dtype == "float32" else 1
     # A pooling engine keeps nothing between requests, so more cache than two steps fill (as many
-    # overlap with async_scheduling), or one of the longest inputs beside a step, is never read.
+    # overlap with async_scheduling), or one of the longest inputs and a step, is never read.
     tokens = row.step_tokens + row.step_texts * BLOCK_TOKENS
     tokens = max(2 * tokens, tokens + model.context)
     cache = tokens * model.kv_bytes_per_token * width
@@ -114,7 +114,7 @@ def engine_arguments(model: Model, dtype: str, device: Device) -> dict[str, Any]
         "disable_log_stats": True,
     }
     if device.kind == "cpu":
-        arguments["enforce_eager"] = True  # compiling takes a C++ compiler and minutes
+        arguments["enforce_eager"] = True  # compiling needs a C++ compiler and minutes
     else:
         # The host prepares a step while the GPU computes the one before.
         arguments |= {"async_scheduling": True, "max_num_seqs": 2 * row.step_texts}

@@ -1,9 +1,9 @@
 """vLLM in this process: one thread owns the engine core and steps it for every caller.
 
-Callers never touch vLLM. They put jobs into an inbox; between two steps the thread reads it, gives
-the core the texts of the next step, and answers each finished job on the background loop. The core
-runs in this process, so nothing stays behind when the process is killed, and no vector is
-serialized.
+Callers never touch vLLM. They put jobs into an inbox. Between two steps the thread reads it,
+submits the texts of the next step to the core, and answers each finished job on the background
+loop. The core runs in this process, so nothing stays behind when the process is killed, and no
+vector is serialized.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ class _EngineThread(threading.Thread):
                 lifecycle.free_memory()
 
     def _serve(self, core: compat.Core) -> None:
-        """Step the core until told to stop, adding and aborting texts between steps."""
+        """Step the core until the inbox says stop, adding and aborting texts between steps."""
         while self._read_inbox(core):
             if self._jobs:
                 self._fill(core)

@@ -10,7 +10,7 @@ from qwen3_embeddings.engines.vllm.compat import memory_problem
 # vLLM itself names gpu_memory_utilization where kv_cache_memory_bytes, which this package sets,
 # decides.
 ADVICE = {
-    "cache": "The cache has no room for one text of max_model_len: lower max_model_len, or raise "
+    "cache": "The cache cannot hold one text of max_model_len: lower max_model_len, or raise "
     "kv_cache_memory_bytes",
     "share": "Lower gpu_memory_utilization, or end other programs that hold the memory",
     "cache size": "Lower kv_cache_memory_bytes, or end other programs that hold the memory",
