@@ -1,6 +1,6 @@
 """The client against other servers: `make test-servers`, which installs them first.
 
-Not a test_*.py file, since installing takes too long for every change. What each may do is in
+Not a test_*.py file, since installing needs too long for every change. What each may do is in
 docs/compatibility.md: the same vectors, or a refusal.
 """
 
@@ -75,7 +75,7 @@ def vllm_server(checkpoint: str, folder: Path, *flags: str) -> Iterator[RunningS
 
 @pytest.fixture(scope="module")
 def vllm_oldest(checkpoint: str, folder: Path) -> Iterator[RunningServer]:
-    """In steps shorter than the context: a long text takes several."""
+    """In steps shorter than the context: a long text needs several."""
     flags = ["--max-num-batched-tokens", "512", "--hf-overrides", MATRYOSHKA]
     with vllm_server(checkpoint, folder, *flags) as running:
         yield running
@@ -142,7 +142,7 @@ def named(report: Report, status: str) -> set[str]:
 
 
 def examine(server: RunningServer, checkpoint: str) -> Report:
-    """The doctor's report; what it finds wrong has an effect and a way out."""
+    """The doctor's report; what it finds wrong has an effect and a remedy."""
     with connect(server, timeout=20) as remote:
         report = remote.doctor(reference=checkpoint)
     for found in report.findings:
@@ -335,7 +335,7 @@ def test_vllm_started_wrongly(
 def test_the_oldest_vllm_in_process(
     texts: list[str], reference: Embedder, folder: Path, checkpoint: str
 ) -> None:
-    """In an environment of its own, with this source; the last text takes several steps."""
+    """In an environment of its own, with this source; the last text needs several steps."""
     code = (
         "import sys, json, numpy as np\n"
         "from qwen3_embeddings import Embedder\n"

@@ -116,7 +116,7 @@ def test_says_what_runs(output: str, engine: str, checkpoint: str) -> None:
     assert {"vllm": "vLLM", "reference": "sentence-transformers"}[engine] in output
     assert f"model       {checkpoint} ({engine}), ready in " in output
     assert "one for LangChain and LlamaIndex" in " ".join(output.split())
-    assert "128 numbers a vector" in output
+    assert "128 dimensions" in output
     count = len(load_passages())
     for name in ("LangChain", "LlamaIndex"):
         line = rf"^{name} +embedded {count} passages in [\d.]+ s, \d+ passages/s$"
@@ -147,7 +147,7 @@ def test_counts_honestly(output: str) -> None:
 
 def test_shows_a_smaller_size(output: str) -> None:
     assert "the same in LangChain with dimensions=32" in output
-    assert re.search(r"same first passage as with 128 numbers for \d+ of 12", output)
+    assert re.search(r"same first passage as with 128 dimensions for \d+ of 12", output)
     assert "4 times less" in " ".join(output.split())
 
 
@@ -157,7 +157,7 @@ def test_fits_the_terminal(output: str) -> None:
 
 def test_smallest_size_has_no_smaller(checkpoint: str) -> None:
     output = run_demo("--model", checkpoint, "--engine", "reference", "--dimensions", "32")
-    assert "32 numbers a vector" in output
+    assert "32 dimensions" in output
     assert "Matryoshka" not in output
 
 
@@ -194,7 +194,7 @@ def test_clip(text: str, clipped: str) -> None:
 
 @pytest.fixture
 def nothing_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No copy, no hub, no demo model; each test gives one of them back."""
+    """No copy, no hub, no demo model; each test restores one of them."""
     for name in ("hub_copy", "hub_answers", "installed_demo_model"):
         monkeypatch.setattr(model, name, lambda: None)
 

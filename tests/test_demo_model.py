@@ -1,4 +1,4 @@
-"""The small trained model goes the way of the real one, and finds by meaning, not by words."""
+"""The small trained model runs like the real one, and finds by meaning, not by words."""
 
 from __future__ import annotations
 

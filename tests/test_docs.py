@@ -36,6 +36,11 @@ PAGES = {
 PUBLISHED = [page for page in PAGES if page.endswith("README.md")]  # what PyPI shows
 
 
+def blocks(text: str) -> Iterator[re.Match[str]]:
+    """The blocks of a page that are run."""
+    return (b for b in BLOCK.finditer(text) if 'test="skip"' not in b["settings"])
+
+
 @pytest.fixture(scope="module")
 def engine() -> Iterator[str]:
     """The demo model's folder, while its engine runs for all pages."""
@@ -45,7 +50,8 @@ def engine() -> Iterator[str]:
         yield folder
 
 
-@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if BLOCK.search(text)])
+@pytest.mark.engine
+@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if list(blocks(text))])
 def test_page_runs_and_prints_what_it_says(
     page: str,
     engine: str,
@@ -60,9 +66,7 @@ def test_page_runs_and_prints_what_it_says(
         monkeypatch.setenv("QWEN3_EMBEDDINGS_API_KEY", server.api_key)
         replacements |= {SERVER: server.base_url, 'api_key="…"': f'api_key="{server.api_key}"'}
     variables: dict[str, object] = {"__name__": "page"}
-    for block in BLOCK.finditer(PAGES[page]):
-        if 'test="skip"' in block["settings"]:
-            continue
+    for block in blocks(PAGES[page]):
         source = textwrap.dedent(block["source"])
         for published, running in replacements.items():
             source = source.replace(published, running)

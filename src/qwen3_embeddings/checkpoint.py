@@ -124,7 +124,7 @@ def safetensors_header(path: Path) -> tuple[bytes, dict[str, int]]:
 
 
 def _shards(folder: Path) -> Iterator[str]:
-    """The files that the index of sharded weights names; nothing without an index."""
+    """Return the files that the index of sharded weights names; none without an index."""
     index = "model.safetensors.index.json"
     if not (folder / index).is_file():
         return
@@ -145,7 +145,7 @@ def _refuse_pointer(path: Path) -> None:
 
 
 def _incomplete(folder: Path, file: str) -> str:
-    """What to say of a folder without one of the files that a checkpoint needs."""
+    """Describe a folder without one of the files that a checkpoint needs."""
     adapter = folder / "adapter_config.json"
     if file == "config.json" and adapter.is_file():
         base = read_json(str(folder), adapter.name).get("base_model_name_or_path", "its base model")
@@ -169,7 +169,7 @@ def _incomplete(folder: Path, file: str) -> str:
 
 
 def _no_checkpoint(name: str) -> str:
-    """What to say of a name that is neither a folder nor the id of a hub repository."""
+    """Describe a name that is neither a folder nor the id of a hub repository."""
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix == ".gguf":
@@ -213,7 +213,7 @@ def _from_hub(name: str, file: str, revision: str | None) -> Path:
 
 
 def _hub_refusal(name: str, file: str, error: Exception) -> str:
-    """What to say when the hub does not return a file."""
+    """Describe why the hub does not return a file."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
@@ -239,7 +239,7 @@ def _hub_refusal(name: str, file: str, error: Exception) -> str:
 
 
 def _offline_snapshot(name: str) -> Path | None:
-    """The folder of a hub id's files in the cache, when the hub will not be asked for more."""
+    """Return the cached folder of a hub id if the hub will not be asked for more files."""
     if not _is_hub_id(name):
         return None
     try:

@@ -267,7 +267,7 @@ def _weights(
 
 
 def _json_files(config: dict[str, Any], end: int) -> dict[str, Any]:
-    """The other files of a published checkpoint, by path in the folder."""
+    """Return the other files of a published checkpoint, by path in the folder."""
     modules = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     return {
         "config.json": config,

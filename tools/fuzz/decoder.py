@@ -28,7 +28,7 @@ KINDS = ("application/octet-stream", "application/json")
 
 
 def read_vectors(body: bytes, rows: int, content_type: str) -> None:
-    """An embeddings response."""
+    """Check an embeddings response."""
     form, vectors, tokens = wire.read(body, content_type, rows)
     assert tokens is None or tokens > 0
     assert form in wire.FORMATS
@@ -39,7 +39,7 @@ def read_vectors(body: bytes, rows: int, content_type: str) -> None:
 
 
 def read_models(body: bytes) -> None:
-    """A list of models that can be asked for."""
+    """Check a list of models."""
     for row in wire.read_models(body):
         assert isinstance(row, dict)
         row["id"].encode()
@@ -53,7 +53,7 @@ def read_tokens(body: bytes) -> None:
 
 
 def read_message(body: bytes) -> None:
-    """What an error says, in a form that can be printed."""
+    """Check that the text of an error can be printed."""
     status = wire.read_error(body)
     assert status is None or 400 <= status < 600
     said = failures.message_of(body)
@@ -78,7 +78,7 @@ NAMES = [
 
 
 def grow(source: atheris.FuzzedDataProvider, depth: int = 0) -> object:
-    """A JSON value of the names and shapes servers answer in."""
+    """Return a JSON value with the names and shapes of servers' responses."""
     match source.ConsumeIntInRange(0, 9 if depth < 6 else 6):
         case 0:
             return source.ConsumeInt(source.ConsumeIntInRange(1, 40))

@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _started(choice: model.Choice, options: argparse.Namespace) -> Iterator[Served]:
-    """The one engine both frameworks use, started, and stopped behind them."""
+    """Start the engine that both frameworks use, and stop it at the end."""
     with Embedder(
         choice.model,
         base_url=choice.base_url,
@@ -102,6 +102,6 @@ def _search(
 
 
 def _smaller(size: int) -> int | None:
-    """A size that shows what Matryoshka saves, or None when `size` is the smallest."""
+    """Return a size that shows what Matryoshka saves, or None if `size` is the smallest."""
     small = min(128, max(MIN_DIMENSIONS, size // 4))
     return small if small < size else None

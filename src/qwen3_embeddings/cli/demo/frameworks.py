@@ -52,7 +52,7 @@ class Framework(ABC):
 
     @abstractmethod
     def search(self, query: Query, count: int) -> list[Hit]:
-        """The passages nearest to `query`, best first."""
+        """Return the passages nearest to `query`, best first."""
 
     @abstractmethod
     def close(self) -> None:
@@ -83,7 +83,7 @@ class LangChain(Framework):
         self._store.add_texts([p.text for p in passages], ids=[p.id for p in passages])
 
     def search(self, query: Query, count: int) -> list[Hit]:
-        """The passages nearest to `query`, best first."""
+        """Return the passages nearest to `query`, best first."""
         if query.task == TASK:
             found = self._store.similarity_search_with_score(query.text, count)
         else:
@@ -120,7 +120,7 @@ class LlamaIndex(Framework):
         self._index = VectorStoreIndex(nodes, embed_model=embedding, show_progress=True)
 
     def search(self, query: Query, count: int) -> list[Hit]:
-        """The passages nearest to `query`, best first."""
+        """Return the passages nearest to `query`, best first."""
         if query.task not in self._embeddings:
             self._embeddings[query.task] = self._embeddings[TASK].with_task(query.task)
         embedding = self._embeddings[query.task]

@@ -46,7 +46,7 @@ class Choice:
 
 @contextmanager
 def choose(model: str | None, base_url: str | None, engine: str | None) -> Iterator[Choice]:
-    """The model and engine to run; a checkpoint written for the occasion goes with the block.
+    """Yield the model and engine to run; a temporary checkpoint is deleted at the end.
 
     Raises:
         MissingDependencyError: no engine is installed.
@@ -90,7 +90,7 @@ def choose(model: str | None, base_url: str | None, engine: str | None) -> Itera
 
 
 def installed_engine() -> str:
-    """The engine to use: vLLM where it is installed, else sentence-transformers.
+    """Return the engine to use: vLLM if it is installed, else sentence-transformers.
 
     Raises:
         MissingDependencyError: neither is.

@@ -60,7 +60,7 @@ def started(choice: Choice, served: Served, seconds: float) -> None:
 
 def corpus(passages: Sequence[Passage], queries: Sequence[Query], size: int) -> None:
     """Say what is searched, and how."""
-    _line("size", f"{size} numbers a vector")
+    _line("size", f"{size} dimensions")
     languages = Counter(passage.language for passage in passages)
     code = len(passages) - languages["en"] - languages["zh"]
     subjects = len({passage.subject for passage in passages})
@@ -79,7 +79,7 @@ def indexed(name: str, count: int, seconds: float) -> None:
 def answers(
     passages: Sequence[Passage], queries: Sequence[Query], searches: Sequence[Search]
 ) -> None:
-    """The nearest passages of every query, with the score each framework gives them."""
+    """Print the nearest passages of every query, with the score of each framework."""
     texts = {passage.id: passage.text for passage in passages}
     print("\nThe nearest passages and their scores (cosine). * answers the query.\n")
     print("".join(f"{search.name:>{LABEL - 1}}" for search in searches))
@@ -108,8 +108,8 @@ def shrunk(
     before, after = (size * 4 * count / 1024 for size, _ in (whole, small))
     _line(
         "Matryoshka",
-        f"same first passage as with {whole[0]} numbers for {same} of {len(queries)} queries, the "
-        f"right one for {small[1].right(queries)}; the index takes {after:.0f} KiB instead of "
+        f"same first passage as with {whole[0]} dimensions for {same} of {len(queries)} queries, "
+        f"the right one for {small[1].right(queries)}; the index needs {after:.0f} KiB instead of "
         f"{before:.0f}, {before / after:.3g} times less",
     )
     print()
@@ -135,7 +135,7 @@ def clip(text: str, width: int) -> str:
 
 
 def columns(text: str) -> int:
-    """Columns `text` takes in a terminal."""
+    """Return the number of columns that `text` needs in a terminal."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
