@@ -263,11 +263,17 @@ async def subject_of(engine: Engine) -> Subject:
     return Subject(engine, await engine.start(), None, None, "", None)
 
 
-async def test_doctor_demo_model_reports_pooling_ok() -> None:
-    """Trained weights; a tokenizer that folds case and drops white space, as the finding says."""
+async def test_doctor_demo_model_reports_pooling_and_unaltered_ok() -> None:
+    """Trained weights, and a tokenizer that keeps case and white space."""
     subject = await subject_of(ReferenceEngine(str(DEMO), dtype="float32"))
     assert (await pooling.pooling(subject)).status == "ok"
-    found = await texts.unaltered(subject)
+    assert (await texts.unaltered(subject)).status == "ok"
+
+
+async def test_unaltered_demo_model_with_folded_text_names_both_changes() -> None:
+    """A server that strips and lowers texts, in front of trained weights."""
+    engine = Altering(str(DEMO), text=lambda text: text.strip().lower())
+    found = await texts.unaltered(await subject_of(engine))
     assert "trailing whitespace is stripped; case is folded" in found.message
     assert "left out" not in found.message
     assert "accents" not in found.message
