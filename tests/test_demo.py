@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from conftest import RunningServer
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
+PROGRAM = [sys.executable, "-m", "qwen3_embeddings"]
+ABSENT = "right passage not among them"
 ROW = re.compile(r" +(-?[\d.]+) +(-?[\d.]+) ([* ]) ([a-z-]+): ")
 
 
@@ -50,9 +53,15 @@ def run_demo(*arguments: str) -> str:
 def rows_of(output: str, query: Query) -> list[Row]:
     """The hits printed below a query. A row that lacks a score is not matched."""
     block = re.split(r"\n\n", output.split(f"  {query.text}", 1)[1], maxsplit=1)[0]
-    matches = [ROW.match(line) for line in block.splitlines()[1:]]
+    lines = [line for line in block.splitlines()[1:] if line.strip() != ABSENT]
+    matches = [ROW.match(line) for line in lines]
     assert all(matches)
     return [Row(float(m[1]), float(m[2]), m[3] == "*", m[4]) for m in matches if m]
+
+
+def unwrapped(output: str) -> str:
+    """Return the output with continued lines joined."""
+    return output.replace("\n" + " " * report.LABEL, " ")
 
 
 @pytest.fixture(scope="module", params=["vllm", "reference"])
@@ -69,7 +78,7 @@ def output(engine: str, checkpoint: str) -> str:
 # The corpus.
 
 
-def test_corpus() -> None:
+def test_load_passages_corpus_has_all_languages_and_subjects() -> None:
     passages = load_passages()
     assert len(passages) >= 60
     assert len({passage.id for passage in passages}) == len(passages)
@@ -85,7 +94,7 @@ def test_corpus() -> None:
         assert passage.text == passage.text.strip()
 
 
-def test_queries() -> None:
+def test_load_queries_each_has_one_answer() -> None:
     passages = {passage.id: passage for passage in load_passages()}
     queries = load_queries()
     assert 10 <= len(queries) <= 12
@@ -99,7 +108,7 @@ def test_queries() -> None:
     assert sum(bool(question) != bool(answer) for question, answer in pairs) >= 3
 
 
-def test_queries_without_a_common_word() -> None:
+def test_load_queries_three_share_no_word_with_answer() -> None:
     passages = {passage.id: passage.text for passage in load_passages()}
 
     def words(text: str) -> set[str]:
@@ -112,18 +121,21 @@ def test_queries_without_a_common_word() -> None:
 # The run.
 
 
-def test_says_what_runs(output: str, engine: str, checkpoint: str) -> None:
+def test_demo_prints_engine_model_and_speed(output: str, engine: str, checkpoint: str) -> None:
     assert {"vllm": "vLLM", "reference": "sentence-transformers"}[engine] in output
-    assert f"model       {checkpoint} ({engine}), ready in " in output
+    model_line = (
+        rf"^model +{re.escape(checkpoint)} \({engine}\), ready in ([\d.]+) s, first vector after"
+    )
+    assert re.search(model_line + r" ([\d.]+) s$", unwrapped(output), re.MULTILINE)
     assert "one for LangChain and LlamaIndex" in " ".join(output.split())
     assert "128 dimensions" in output
     count = len(load_passages())
     for name in ("LangChain", "LlamaIndex"):
-        line = rf"^{name} +embedded {count} passages in [\d.]+ s, \d+ passages/s$"
+        line = rf"^{name} +embedded {count} passages in [\d.]+ s: \d+ texts per second on \d+ CPU"
         assert re.search(line, output, re.MULTILINE)
 
 
-def test_both_frameworks_answer_alike(output: str) -> None:
+def test_demo_frameworks_have_equal_scores(output: str) -> None:
     for query in load_queries():
         rows = rows_of(output, query)
         assert len(rows) == 3
@@ -134,34 +146,60 @@ def test_both_frameworks_answer_alike(output: str) -> None:
         assert scores == sorted(scores, reverse=True)
 
 
-def test_counts_honestly(output: str) -> None:
+def test_demo_summary_counts_right_passages(output: str) -> None:
     queries = load_queries()
     right = sum(rows_of(output, query)[0].marked for query in queries)
+    near = sum(any(row.marked for row in rows_of(output, query)) for query in queries)
     for name in ("LangChain", "LlamaIndex"):
         assert re.search(
-            rf"^{name} +right passage first for {right} of {len(queries)} queries$",
+            rf"^{name} +right passage first for {right} of {len(queries)} queries, "
+            rf"in the first 3 for {near}$",
             output,
             re.MULTILINE,
         )
 
 
-def test_shows_a_smaller_size(output: str) -> None:
+def test_demo_repeats_with_smaller_size(output: str) -> None:
     assert "the same in LangChain with dimensions=32" in output
     assert re.search(r"same first passage as with 128 dimensions for \d+ of 12", output)
     assert "4 times less" in " ".join(output.split())
 
 
-def test_fits_the_terminal(output: str) -> None:
+def test_demo_lines_fit_terminal(output: str) -> None:
     assert max(map(report.columns, output.splitlines())) <= report.WIDTH
 
 
-def test_smallest_size_has_no_smaller(checkpoint: str) -> None:
+def test_demo_absent_answer_is_said(output: str) -> None:
+    queries = load_queries()
+    absent = [q for q in queries if not any(row.marked for row in rows_of(output, q))]
+    assert output.count(ABSENT) == len(absent)
+    assert sum(f"  [{query.task}]" in output for query in queries) == len(queries)
+
+
+def test_demo_piped_writes_no_progress_bar(checkpoint: str) -> None:
+    found = subprocess.run(
+        [*PROGRAM, "demo", "--model", checkpoint, "--engine", "reference"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "\r" not in found.stdout + found.stderr
+    assert "Embedding" not in found.stderr
+    assert "right passage first" in found.stdout
+
+
+def test_published_names_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    report.published()
+    assert f"demo --model {DEFAULT_MODEL}" in capsys.readouterr().out
+
+
+def test_demo_smallest_size_is_not_repeated(checkpoint: str) -> None:
     output = run_demo("--model", checkpoint, "--engine", "reference", "--dimensions", "32")
     assert "32 dimensions" in output
     assert "Matryoshka" not in output
 
 
-def test_server(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_server_hides_key(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QWEN3_EMBEDDINGS_API_KEY", server.api_key)
     output = run_demo("--base-url", server.base_url)
     assert f"the server at {server.base_url}" in output
@@ -170,7 +208,9 @@ def test_server(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert server.api_key not in output
 
 
-def test_too_large_a_size(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_too_large_size_fails_before_embedding(
+    checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["demo", "--model", checkpoint, "--engine", "reference", "--dimensions", "4096"]
     assert main(arguments) == 1
     captured = capsys.readouterr()
@@ -185,7 +225,7 @@ def test_too_large_a_size(checkpoint: str, capsys: pytest.CaptureFixture[str]) -
         *(("中文中文", "中文中文"), ("中文中文字", "中文中…"), ("a中文中文", "a中文中…")),
     ],
 )
-def test_clip(text: str, clipped: str) -> None:
+def test_clip_wide_characters_count_twice(text: str, clipped: str) -> None:
     assert report.clip(text, 8) == clipped
 
 
@@ -206,7 +246,7 @@ def chosen(
         return choice
 
 
-def test_given_model_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choose_given_model_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "hub_copy", lambda: pytest.fail("looked elsewhere"))
     assert chosen("a/b") == model.Choice("a/b", "vllm")
     monkeypatch.setenv("QWEN3_EMBEDDINGS_MODEL", "c/d")
@@ -219,7 +259,7 @@ def test_given_model_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("nothing_there")
-def test_order_of_fallbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choose_fallbacks_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = chosen()
     assert choice.model is not None
     assert "random: scores below mean nothing" in choice.note
@@ -229,7 +269,8 @@ def test_order_of_fallbacks(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = chosen()
     assert choice.model == "/demo"
     assert "Falling back to the package qwen3_embeddings_demo_model" in choice.note
-    assert f"{DEFAULT_MODEL} is not here" in choice.note
+    assert f"{DEFAULT_MODEL} is not available" in choice.note
+    assert choice.fallback
 
     monkeypatch.setattr(model, "hub_answers", lambda: True)
     choice = chosen()
@@ -241,17 +282,18 @@ def test_order_of_fallbacks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choice.model == "/cache/snapshot"
     assert DEFAULT_MODEL in (choice.title or "")
     assert choice.note == ""
+    assert not choice.fallback
 
 
 @pytest.mark.usefixtures("nothing_there")
-def test_random_checkpoint_goes() -> None:
+def test_choose_random_checkpoint_is_deleted() -> None:
     with model.choose(None, None, None) as choice:
         folder = Path(choice.model or "")
         assert (folder / "model.safetensors").is_file()
     assert not folder.exists()
 
 
-def test_order_of_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_engine_prefers_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     def only(*names: str) -> Callable[[str], object]:
         return lambda name: name in names or None
 
@@ -264,7 +306,7 @@ def test_order_of_engines(monkeypatch: pytest.MonkeyPatch) -> None:
         model.installed_engine()
 
 
-def test_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_demo_model_returns_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     package = types.ModuleType("qwen3_embeddings_demo_model")
     vars(package)["path"] = lambda: Path("/some/folder")
     monkeypatch.setitem(sys.modules, package.__name__, package)
@@ -273,7 +315,7 @@ def test_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert model.installed_demo_model() is None
 
 
-def test_copy_in_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_copy_needs_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     assert model.hub_copy() is None
     repository = tmp_path / "models--Qwen--Qwen3-Embedding-0.6B"
@@ -287,7 +329,7 @@ def test_copy_in_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert model.hub_copy() == str(snapshot)
 
 
-def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_answers_needs_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     found = types.SimpleNamespace(commit_hash="abc")
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: found)
     assert model.hub_answers()
@@ -295,12 +337,12 @@ def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not model.hub_answers()
 
 
-def test_offline_mode_is_respected() -> None:
+def test_hub_answers_offline_returns_false() -> None:
     assert huggingface_hub.constants.HF_HUB_OFFLINE
     assert not model.hub_answers()
 
 
-def test_silent_hub_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_answers_silent_hub_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     silence = threading.Event()
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: silence.wait())
     monkeypatch.setattr(model, "PATIENCE", 0.1)

@@ -1,9 +1,10 @@
-"""The small trained model runs like the real one, and finds by meaning, not by words."""
+"""The small trained model: the published interface, and retrieval by meaning, not by words."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from qwen3_embeddings.cli.demo.corpus import load_passages, load_queries
 from qwen3_embeddings.vectors import Vectors
 
 TOOLS = Path(__file__).parents[1] / "tools" / "demo_model"
+NATIVE = 384
+SIZES = (384, 256, 128, 64, 32)
+LIMIT = 45_000_000  # bytes of the whole checkpoint
 TASKS = {
     "web": "web_search",
     "code": "code",
@@ -50,7 +54,7 @@ def found(model: Embedder) -> tuple[list[dict[str, Any]], Vectors, Vectors, list
     """The written queries, their vectors, the passages' vectors, and which answer which."""
     passages, queries = read("passages"), read("queries")
     place = {passage["id"]: i for i, passage in enumerate(passages)}
-    asked = np.empty((len(queries), 256), dtype=np.float32)
+    asked = np.empty((len(queries), NATIVE), dtype=np.float32)
     for name, task in TASKS.items():
         rows = [i for i, query in enumerate(queries) if query["task"] == name]
         if rows:
@@ -59,39 +63,70 @@ def found(model: Embedder) -> tuple[list[dict[str, Any]], Vectors, Vectors, list
     return queries, asked, documents, [{place[r] for r in query["relevant"]} for query in queries]
 
 
-def test_it_is_small() -> None:
-    assert sum(file.stat().st_size for file in path().rglob("*") if file.is_file()) <= 16 << 20
+def figures() -> dict[str, Any]:
+    """Return the figures that the model card prints."""
+    found: dict[str, Any] = json.loads((TOOLS / "figures.json").read_text())
+    return found
 
 
-def test_the_same_vectors_as_the_reference(model: Embedder, texts: list[str]) -> None:
+def test_checkpoint_size_is_within_limit() -> None:
+    assert sum(file.stat().st_size for file in path().rglob("*") if file.is_file()) <= LIMIT
+
+
+def test_model_on_vllm_equals_reference(model: Embedder, texts: list[str]) -> None:
     with Embedder(str(path()), dtype="float32", engine="reference") as reference:
         for role in ("encode_query", "encode_document"):
             cosines = (getattr(model, role)(texts) * getattr(reference, role)(texts)).sum(axis=1)
             assert np.abs(cosines - 1).max() <= 1e-6
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("def f():\n    return 1", "def f(): return 1"),
+        ("if a:\n    b()\nc()", "if a:\n    b()\n    c()"),
+        ("a  b", "a b"),
+        ("text", "text\n"),
+        ("a\tb", "a b"),
+        ("Polish", "polish"),
+        ("US", "us"),
+        ("中国", "中 国"),
+    ],
+)
+def test_model_changed_space_or_case_changes_vector(model: Embedder, one: str, other: str) -> None:
+    first, second = model.encode_document([one, other])
+    assert first @ second < 1 - 1e-4
+
+
+def test_model_composed_and_decomposed_characters_have_one_vector(model: Embedder) -> None:
+    first, second = model.encode_document(["caf\u00e9", "cafe\u0301"])
+    assert first @ second > 1 - 1e-6
+
+
 @pytest.mark.parametrize("part", ["en", "zh", "code"])
-def test_it_finds_what_its_card_says(found: Any, part: str) -> None:
+def test_ndcg_equals_card(found: Any, part: str) -> None:
     queries, asked, documents, relevant = found
     rows = [i for i, query in enumerate(queries) if query["language"] == part]
     value = ndcg(asked[rows], documents, [relevant[i] for i in rows])
-    figures = json.loads((TOOLS / "figures.json").read_text())
-    assert value == pytest.approx(figures["sizes"]["256"][part]["ndcg@10"], abs=0.01)
-    assert value > figures["random"][part]["ndcg@10"] + 0.1
-    assert value > figures["bm25"][part]["ndcg@10"]
+    card = figures()
+    assert value == pytest.approx(card["sizes"][str(NATIVE)][part]["ndcg@10"], abs=0.01)
+    assert value > card["random"][part]["ndcg@10"] + 0.1
+    assert value > card["bm25"][part]["ndcg@10"] + 0.4
+    assert value >= {"en": 0.68, "zh": 0.93, "code": 0.94}[part]
 
 
-def test_smaller_sizes_keep_most(found: Any) -> None:
+def test_ndcg_of_smaller_sizes_stays_close_to_native(found: Any) -> None:
     _, asked, documents, relevant = found
-    full = ndcg(asked, documents, relevant)
-    sized = [ndcg(truncate(asked, n), truncate(documents, n), relevant) for n in (128, 64, 32)]
-    assert sized[1] >= 0.93 * full
-    assert full + 0.02 >= sized[0] >= sized[1] - 0.02
-    assert sized[2] >= 0.7 * full
+    values = {n: ndcg(truncate(asked, n), truncate(documents, n), relevant) for n in SIZES}
+    full = values[NATIVE]
+    assert values[64] >= 0.94 * full
+    assert values[32] >= 0.83 * full
+    for larger, smaller in pairwise(SIZES):
+        assert full + 0.02 >= values[larger] >= values[smaller] - 0.02
 
 
 @pytest.mark.parametrize("wanted", list(TASKS))
-def test_the_right_instruction_finds_best(model: Embedder, wanted: str) -> None:
+def test_ndcg_right_instruction_is_best(model: Embedder, wanted: str) -> None:
     queries, documents = read("task_queries"), read("task_documents")
     place = {document["id"]: i for i, document in enumerate(documents)}
     vectors = model.encode_document([document["text"] for document in documents])
@@ -101,10 +136,11 @@ def test_the_right_instruction_finds_best(model: Embedder, wanted: str) -> None:
         name: ndcg(model.with_task(task).encode_query(texts), vectors, relevant)
         for name, task in TASKS.items()
     }
-    assert max(values, key=values.__getitem__) == wanted
+    right = values.pop(wanted)
+    assert right >= max(values.values()) + 0.1
 
 
-def test_the_demo_finds_by_meaning(model: Embedder) -> None:
+def test_demo_questions_find_right_passage(model: Embedder) -> None:
     passages, queries = load_passages(), load_queries()
     documents = model.encode_document([passage.text for passage in passages])
     ranks = []
@@ -112,5 +148,6 @@ def test_the_demo_finds_by_meaning(model: Embedder) -> None:
         scores = model.with_task(query.task).encode_query([query.text]) @ documents.T
         order = [passages[i].id for i in np.argsort(-scores.ravel())]
         ranks.append(order.index(query.answer))
-    assert sum(rank == 0 for rank in ranks) >= 5
-    assert sum(rank < 3 for rank in ranks) >= 7
+    card = figures()["demo"]
+    assert sum(rank == 0 for rank in ranks) == card["first"] >= 11
+    assert sum(rank < 3 for rank in ranks) == card["first three"] == len(ranks) == 12

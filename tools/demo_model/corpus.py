@@ -307,8 +307,8 @@ def build(args: argparse.Namespace) -> tuple[list[Row], list[Contrast]]:
 
 def write(rows: list[Row], contrasts: list[Contrast], out: Path, seed: int) -> None:
     """Drop repeats, shuffle, write both tables."""
-    rows = sorted({row for row in rows if row[0].strip()})
-    contrasts = sorted({c for c in contrasts if c[1] and c[2] and c[1] != c[2]})
+    rows = list(dict.fromkeys(row for row in rows if row[0].strip()))
+    contrasts = list(dict.fromkeys(c for c in contrasts if c[1] and c[2] and c[1] != c[2]))
     contrasts = src.sampled(contrasts, 900_000, seed)
     out.mkdir(parents=True, exist_ok=True)
     for name, table, columns in (
@@ -318,7 +318,7 @@ def write(rows: list[Row], contrasts: list[Contrast], out: Path, seed: int) -> N
         data = pa.table(
             {c: list(v) for c, v in zip(columns, zip(*table, strict=True), strict=True)}
         )
-        pq.write_table(data, out / f"{name}.parquet", compression="zstd", compression_level=19)
+        pq.write_table(data, out / f"{name}.parquet", compression="zstd", compression_level=3)
         print(name, len(table), (out / f"{name}.parquet").stat().st_size >> 20, "MiB")
 
 

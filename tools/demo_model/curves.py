@@ -1,4 +1,4 @@
-"""Draw training.json: the loss, and the written evaluation on the way."""
+"""Draw training.json: the loss, and the pairs kept back."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-PARTS = {"en": "English", "zh": "Chinese", "code": "code"}
+PARTS = {"web": "English", "web_zh": "Chinese", "code": "code"}
 
 
 def main() -> None:
-    """Command line."""
+    """Parse the command line and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("training", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     facts = json.loads(args.training.read_text())
-    log = [row for row in facts["log"] if "loss" in row]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-    left.plot([row["step"] for row in log], [float(row["loss"]) for row in log], linewidth=0.8)
-    left.set(xlabel="step", ylabel="loss, four sizes together")
+    for name, label in (("loss", "texts"), ("pairs", "pairs")):
+        rows = [row for row in facts["log"] if name in row]
+        left.plot([r["step"] for r in rows], [r[name] for r in rows], linewidth=0.8, label=label)
+    left.set(xlabel="step", ylabel="loss, five sizes together", ylim=(0, 8))
+    left.legend()
     steps = [row["step"] for row in facts["curve"]]
     for part, name in PARTS.items():
-        right.plot(steps, [row[f"ndcg@10_{part}"] for row in facts["curve"]], ".-", label=name)
-    right.set(xlabel="step", ylabel="nDCG@10, 256 numbers", ylim=(0, 1))
+        values = [row["kept_back"][part] for row in facts["curve"]]
+        right.plot(steps, values, ".-", label=name)
+    right.set(xlabel="step", ylabel="nDCG@10, pairs kept back", ylim=(0, 1))
     right.legend()
     figure.savefig(args.out, dpi=110)
 

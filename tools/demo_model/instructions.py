@@ -13,7 +13,11 @@ KINDS: dict[str, tuple[float, float, float, float]] = {
     "code": (0.0, 0.0, 1.0, 0.0),
     "prose_zh": (0.8, 0.0, 0.0, 0.6),
     "question_zh": (0.0, 0.8, 0.0, 0.6),
+    # a web search wants prose, rather in its own language than in the other
+    "web": (0.98, 0.0, 0.0, 0.2),
+    "web_from_zh": (0.95, 0.0, 0.0, 0.31),
 }
+FROM_CHINESE = {"web": "web_from_zh", "question": "question_zh"}
 DOCUMENT_KINDS = {"term": "none"} | {name: name for name in KINDS}
 
 
@@ -29,7 +33,7 @@ class Task(NamedTuple):
 TASKS: dict[str, Task] = {
     "web": Task(
         ("Given a web search query, retrieve relevant passages that answer the query",),
-        "prose",
+        "web",
         0.36,
     ),
     "prose": Task(
@@ -42,7 +46,7 @@ TASKS: dict[str, Task] = {
             "Given a scientific paper title, retrieve paper abstracts that are cited by the "
             "given paper",
         ),
-        "prose",
+        "web",
         0.14,
     ),
     "duplicate": Task(

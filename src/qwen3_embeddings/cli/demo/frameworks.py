@@ -1,7 +1,8 @@
-"""The two frameworks, each used as its own documentation says, behind one small face."""
+"""LangChain and LlamaIndex, each used as in its own documentation, behind one interface."""
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,30 +16,30 @@ if TYPE_CHECKING:
     from llama_index.core import VectorStoreIndex
 
 TASK = "web_search"
-"""What the embedding objects are made for; other tasks are siblings of them."""
+"""Task of the embedding objects; `with_task` derives those of other tasks."""
 
 BATCH = 16
-"""Texts handed over at once, few enough for a progress bar to move."""
+"""Texts per call, few enough for the progress bar to move."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage found, and the cosine of its vector and the query's."""
+    """A passage, and the cosine of its vector and that of the query."""
 
     id: str
     score: float
 
 
 class Framework(ABC):
-    """Passages in, the nearest ones out.
+    """Index passages and find the nearest ones.
 
     Args:
-        model: hub id, folder or the server's name; None for what the server serves.
-        base_url: the server's.
-        options: the other parameters, which have one name in both frameworks.
+        model: Hub id, folder or the name on the server; None for the model that it serves.
+        base_url: URL of the server.
+        options: The parameters whose names are the same in both frameworks.
 
     Attributes:
-        name: as people write it.
+        name: The usual spelling.
     """
 
     name: ClassVar[str]
@@ -48,7 +49,7 @@ class Framework(ABC):
 
     @abstractmethod
     def index(self, passages: Sequence[Passage]) -> None:
-        """Embed and keep the passages, with a progress bar."""
+        """Embed and store the passages, with a progress bar on a terminal."""
 
     @abstractmethod
     def search(self, query: Query, count: int) -> list[Hit]:
@@ -60,7 +61,7 @@ class Framework(ABC):
 
 
 class LangChain(Framework):
-    """LangChain's InMemoryVectorStore."""
+    """Use LangChain's InMemoryVectorStore."""
 
     name = "LangChain"
 
@@ -73,13 +74,13 @@ class LangChain(Framework):
             base_url=base_url,
             task=TASK,
             chunk_size=BATCH,
-            show_progress_bar=True,
+            show_progress_bar=_on_terminal(),
             **options,
         )
         self._store = InMemoryVectorStore(self._embeddings)
 
     def index(self, passages: Sequence[Passage]) -> None:
-        """Embed and keep the passages."""
+        """Embed and store the passages."""
         self._store.add_texts([p.text for p in passages], ids=[p.id for p in passages])
 
     def search(self, query: Query, count: int) -> list[Hit]:
@@ -97,7 +98,7 @@ class LangChain(Framework):
 
 
 class LlamaIndex(Framework):
-    """LlamaIndex's VectorStoreIndex and its retriever; no language model."""
+    """Use LlamaIndex's VectorStoreIndex and its retriever, without a language model."""
 
     name = "LlamaIndex"
 
@@ -111,13 +112,13 @@ class LlamaIndex(Framework):
         self._index: VectorStoreIndex
 
     def index(self, passages: Sequence[Passage]) -> None:
-        """Embed and keep the passages."""
+        """Embed and store the passages."""
         from llama_index.core import VectorStoreIndex
         from llama_index.core.schema import TextNode
 
         nodes = [TextNode(id_=passage.id, text=passage.text) for passage in passages]
         embedding = self._embeddings[TASK]
-        self._index = VectorStoreIndex(nodes, embed_model=embedding, show_progress=True)
+        self._index = VectorStoreIndex(nodes, embed_model=embedding, show_progress=_on_terminal())
 
     def search(self, query: Query, count: int) -> list[Hit]:
         """Return the passages nearest to `query`, best first."""
@@ -133,14 +134,19 @@ class LlamaIndex(Framework):
             embedding.close()
 
 
+def _on_terminal() -> bool:
+    """Return whether a progress bar would be drawn on a terminal, not into a log."""
+    return sys.stderr.isatty()
+
+
 FRAMEWORKS: tuple[type[Framework], ...] = (LangChain, LlamaIndex)
 
 
 def check_installed() -> None:
-    """See that both integrations are installed, before an engine starts in vain.
+    """Check that both integrations are installed, before an engine starts.
 
     Raises:
-        MissingDependencyError: one is not.
+        MissingDependencyError: One is missing.
     """
     try:
         import_module("langchain_qwen3_embeddings")

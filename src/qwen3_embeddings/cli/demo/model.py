@@ -1,4 +1,4 @@
-"""Which model and engine the demo runs: the best that can be had without a question."""
+"""Choose the model and engine of the demo: the best ones available without configuration."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from qwen3_embeddings.errors import MissingDependencyError
 from qwen3_embeddings.models import DEFAULT_MODEL
 from qwen3_embeddings.testing import write_checkpoint
 
-# What a copy in the hub's cache must hold to be used without the hub.
+# Files that a copy in the hub cache needs to be used without the hub.
 FILES = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"),
     *("modules.json", "1_Pooling/config.json"),
 )
 PATIENCE = 5.0
-"""Seconds the hub has to answer."""
+"""Seconds to wait for an answer of the hub."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What to run.
+    """The model and engine to run.
 
     Attributes:
-        model: hub id or folder; None for what the server serves.
+        model: Hub id or folder; None for the model that the server serves.
         engine: "vllm", "server" or "reference".
-        base_url: the server's, for "server".
-        title: what to call the model; None for what the engine calls it.
-        note: why this model, where the reader should know.
+        base_url: URL of the server, for "server".
+        title: Name to print; None for the name that the engine reports.
+        note: Reason of the choice, if the reader should know it.
+        fallback: Whether the model replaces the published one.
     """
 
     model: str | None
@@ -42,14 +43,15 @@ class Choice:
     base_url: str | None = None
     title: str | None = None
     note: str = ""
+    fallback: bool = False
 
 
 @contextmanager
 def choose(model: str | None, base_url: str | None, engine: str | None) -> Iterator[Choice]:
-    """Yield the model and engine to run; a temporary checkpoint is deleted at the end.
+    """Yield the model and engine to run; a random checkpoint is deleted at the end of the block.
 
     Raises:
-        MissingDependencyError: no engine is installed.
+        MissingDependencyError: No engine is installed.
     """
     model = model or os.environ.get("QWEN3_EMBEDDINGS_MODEL")
     if engine in {None, "server"}:
@@ -71,9 +73,10 @@ def choose(model: str | None, base_url: str | None, engine: str | None) -> Itera
             engine,
             title="the small demo model",
             note=_falling_back(
-                "the package qwen3_embeddings_demo_model: a small model trained for this demo, no "
-                "substitute for the real one."
+                "the package qwen3_embeddings_demo_model: a small model trained for this demo. "
+                "It does not replace the published model."
             ),
+            fallback=True,
         )
     else:
         with tempfile.TemporaryDirectory(prefix="qwen3-embeddings-") as path:
@@ -86,14 +89,15 @@ def choose(model: str | None, base_url: str | None, engine: str | None) -> Itera
                     "a tiny random checkpoint, as the package qwen3_embeddings_demo_model is not "
                     "installed either. Its vectors are random: scores below mean nothing."
                 ),
+                fallback=True,
             )
 
 
 def installed_engine() -> str:
-    """Return the engine to use: vLLM if it is installed, else sentence-transformers.
+    """Return "vllm" if it is installed, else "reference" for sentence-transformers.
 
     Raises:
-        MissingDependencyError: neither is.
+        MissingDependencyError: Neither is installed.
     """
     if find_spec("vllm"):
         return "vllm"
@@ -107,7 +111,7 @@ def installed_engine() -> str:
 
 
 def hub_copy() -> str | None:
-    """Folder of a complete copy of the published model in the hub's cache."""
+    """Return the folder of a complete copy of the published model in the hub cache."""
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
@@ -119,9 +123,9 @@ def hub_copy() -> str | None:
 
 
 def hub_answers() -> bool:
-    """Whether the hub has the published model and says so in time.
+    """Return whether the hub confirms within PATIENCE that it has the published model.
 
-    In a thread of its own: a name server or proxy that keeps silent is past any HTTP timeout.
+    The request runs in a thread: a silent name server or proxy is not covered by HTTP timeouts.
     """
     answers: list[bool] = []
     thread = threading.Thread(target=lambda: answers.append(_ask_hub()), daemon=True)
@@ -136,12 +140,12 @@ def _ask_hub() -> bool:
 
         url = hf_hub_url(DEFAULT_MODEL, "model.safetensors")
         return get_hf_file_metadata(url, timeout=PATIENCE).commit_hash is not None
-    except Exception:  # offline mode, no network, a refused key: whatever it is, no hub
+    except Exception:  # offline mode, no network, a refused key: the hub is not available
         return False
 
 
 def installed_demo_model() -> str | None:
-    """Folder of the checkpoint in the package qwen3_embeddings_demo_model."""
+    """Return the folder of the checkpoint in the package qwen3_embeddings_demo_model."""
     try:
         package = import_module("qwen3_embeddings_demo_model")
     except ImportError:
@@ -151,6 +155,6 @@ def installed_demo_model() -> str | None:
 
 def _falling_back(to: str) -> str:
     return (
-        f"{DEFAULT_MODEL} is not here: no complete copy in the hub cache, and the hub is out of "
-        f"reach. Falling back to {to}"
+        f"{DEFAULT_MODEL} is not available: the hub cache has no complete copy, and the hub does "
+        f"not answer. Falling back to {to}"
     )

@@ -1,7 +1,8 @@
-"""What the demo prints: plain text, at most 100 columns, Chinese counted at its double width."""
+"""Print the demo: plain text, at most 100 columns; a Chinese character has two columns."""
 
 from __future__ import annotations
 
+import os
 import textwrap
 import unicodedata
 from collections import Counter
@@ -12,6 +13,7 @@ from qwen3_embeddings import Served, __version__
 from qwen3_embeddings.cli.demo.corpus import Passage, Query
 from qwen3_embeddings.cli.demo.frameworks import Hit
 from qwen3_embeddings.cli.demo.model import Choice
+from qwen3_embeddings.models import DEFAULT_MODEL
 
 WIDTH = 100
 LABEL = 12
@@ -24,42 +26,46 @@ ENGINES = {
 
 @dataclass(frozen=True)
 class Search:
-    """What one framework found.
+    """The results of one framework.
 
     Attributes:
-        name: the framework's.
-        found: the hits of each query, best first.
+        name: Name of the framework.
+        found: The hits of each query, best first.
     """
 
     name: str
     found: list[list[Hit]]
 
     def right(self, queries: Sequence[Query]) -> int:
-        """How many queries have the passage that answers them in first place."""
+        """Return the number of queries whose right passage is first."""
         pairs = zip(queries, self.found, strict=True)
         return sum(query.answer == hits[0].id for query, hits in pairs)
 
 
 def heading() -> None:
-    """Say hello, since choosing a model may take a few seconds."""
+    """Print the first line; the choice of a model may need a few seconds."""
     _line("demo", f"qwen3-embeddings {__version__}, looking for a model")
 
 
 def starting(choice: Choice) -> None:
-    """Say what is about to start."""
+    """Print the engine that is about to start."""
     if choice.note:
         _line("note", choice.note)
     engine = ENGINES[choice.engine].format(base_url=choice.base_url)
     _line("engine", f"{engine}; one for LangChain and LlamaIndex. Starting …")
 
 
-def started(choice: Choice, served: Served, seconds: float) -> None:
-    """Say what runs."""
-    _line("model", f"{choice.title or served.model} ({served.engine}), ready in {seconds:.1f} s")
+def started(choice: Choice, served: Served, ready: float, first: float) -> None:
+    """Print the model, the start time and the time to the first vector, both in seconds."""
+    _line(
+        "model",
+        f"{choice.title or served.model} ({served.engine}), ready in {ready:.1f} s, first vector "
+        f"after {first:.1f} s",
+    )
 
 
 def corpus(passages: Sequence[Passage], queries: Sequence[Query], size: int) -> None:
-    """Say what is searched, and how."""
+    """Print the dimensions of the vectors and the size of the corpus."""
     _line("size", f"{size} dimensions")
     languages = Counter(passage.language for passage in passages)
     code = len(passages) - languages["en"] - languages["zh"]
@@ -71,38 +77,56 @@ def corpus(passages: Sequence[Passage], queries: Sequence[Query], size: int) -> 
     )
 
 
-def indexed(name: str, count: int, seconds: float) -> None:
-    """Say how long a framework took to embed the corpus."""
-    _line(name, f"embedded {count} passages in {seconds:.2f} s, {count / seconds:.0f} passages/s")
+def indexed(name: str, count: int, seconds: float, engine: str) -> None:
+    """Print how fast a framework embedded the corpus, and on which hardware."""
+    rate = f"{count / seconds:.0f} texts per second"
+    _line(name, f"embedded {count} passages in {seconds:.2f} s: {rate} {_hardware(engine)}")
+
+
+def _hardware(engine: str) -> str:
+    """Return the hardware of an engine in this process."""
+    if engine == "server":
+        return "through the server"
+    import torch
+
+    if torch.cuda.is_available():
+        return f"on {torch.cuda.get_device_name()}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"on {cores} CPU cores"
 
 
 def answers(
     passages: Sequence[Passage], queries: Sequence[Query], searches: Sequence[Search]
 ) -> None:
-    """Print the nearest passages of every query, with the score of each framework."""
-    texts = {passage.id: passage.text for passage in passages}
-    print("\nThe nearest passages and their scores (cosine). * answers the query.\n")
+    """Print the nearest passages of every query with their score in each framework."""
+    texts = {passage.id: " ".join(passage.text.split()) for passage in passages}
+    print("\nEach query with its task, and its three nearest passages with their cosine.")
+    print("* marks the right passage.\n")
     print("".join(f"{search.name:>{LABEL - 1}}" for search in searches))
     for number, query in enumerate(queries):
-        task = f"  [{query.task}]" if query.task != queries[0].task else ""
-        print(f"\n{number + 1:>2}  {query.text}{task}")
         scores = [{hit.id: hit.score for hit in search.found[number]} for search in searches]
-        for found in dict.fromkeys(name for hits in scores for name in hits):
-            cells = "".join(_score(hits.get(found)) for hits in scores)
-            mark = "*" if found == query.answer else " "
-            print(clip(f"{cells} {mark} {found}: {' '.join(texts[found].split())}", WIDTH))
+        hits = list(dict.fromkeys(name for found in scores for name in found))
+        print()
+        print(clip(f"{number + 1:>2}  {query.text}  [{query.task}]", WIDTH))
+        longest = max(map(len, hits))
+        for name in hits:
+            cells = "".join(_score(found.get(name)) for found in scores)
+            mark = "*" if name == query.answer else " "
+            print(clip(f"{cells} {mark} {name + ':':<{longest + 1}} {texts[name]}", WIDTH))
+        if query.answer not in hits:
+            print(f"{'':>{LABEL}}right passage not among them")
     print(flush=True)
 
 
 def shrinking(name: str, size: int) -> None:
-    """Say that the same comes again, smaller."""
+    """Print that the search is repeated with fewer dimensions."""
     _line("Matryoshka", f"the same in {name} with dimensions={size}")
 
 
 def shrunk(
     queries: Sequence[Query], count: int, whole: tuple[int, Search], small: tuple[int, Search]
 ) -> None:
-    """Say what a smaller size saves and what it costs, given both sizes and what they found."""
+    """Print the savings and the losses of a smaller size, given both sizes and their results."""
     pairs = zip(whole[1].found, small[1].found, strict=True)
     same = sum(one[0].id == other[0].id for one, other in pairs)
     before, after = (size * 4 * count / 1024 for size, _ in (whole, small))
@@ -116,14 +140,28 @@ def shrunk(
 
 
 def summary(queries: Sequence[Query], searches: Sequence[Search]) -> None:
-    """One line a framework."""
+    """Print how often each framework has the right passage first, and among its hits."""
     for search in searches:
         right = search.right(queries)
-        _line(search.name, f"right passage first for {right} of {len(queries)} queries")
+        pairs = zip(queries, search.found, strict=True)
+        near = sum(query.answer in {hit.id for hit in hits} for query, hits in pairs)
+        _line(
+            search.name,
+            f"right passage first for {right} of {len(queries)} queries, in the first "
+            f"{len(search.found[0])} for {near}",
+        )
+
+
+def published() -> None:
+    """Print how to run the demo with the published model."""
+    _line(
+        "real model",
+        f"qwen3-embeddings demo --model {DEFAULT_MODEL} (or the folder of a copy of it)",
+    )
 
 
 def clip(text: str, width: int) -> str:
-    """`text` cut to `width` columns of a terminal, the last an ellipsis when something went."""
+    """Return `text` cut to `width` columns of a terminal, with an ellipsis where it was cut."""
     used = 0
     for end, character in enumerate(text):
         used += columns(character)
@@ -135,8 +173,9 @@ def clip(text: str, width: int) -> str:
 
 
 def columns(text: str) -> int:
-    """Return the number of columns that `text` needs in a terminal."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    """Return the columns of `text` in a terminal: wide characters have two, combining ones none."""
+    visible = (c for c in text if not unicodedata.combining(c))
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in visible)
 
 
 def _score(score: float | None) -> str:
