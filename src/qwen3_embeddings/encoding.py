@@ -8,7 +8,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from qwen3_embeddings import config, event_loop, models, token_counts
+from qwen3_embeddings import config, event_loop, models, telemetry, token_counts
 from qwen3_embeddings.config import Role
 from qwen3_embeddings.engines.base import Usage
 from qwen3_embeddings.engines.registry import Lease
@@ -24,6 +24,7 @@ class Encoding:
 
     model: str | None
     engine: str
+    base_url: str | None
     dimensions: int | None
     _settings: dict[str, Any]
     _policy: Policy
@@ -249,8 +250,11 @@ class Encoding:
             width = self.dimensions or (known.dimensions if known else 0)
             return np.empty((0, width), dtype=np.float32)
         mine = Usage()
+        role = "query" if texts.urgent else "document"
+        call = telemetry.Call(self.engine, self.model, self.base_url, self.dimensions, role)
         try:
-            rows = await encode(self._lease.engine, texts, self._policy, show_progress, mine)
+            with telemetry.recorded(call, mine):
+                rows = await encode(self._lease.engine, texts, self._policy, show_progress, mine)
         finally:
             self._usage.merge(mine)
             if usage is not None:

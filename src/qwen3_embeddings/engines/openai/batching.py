@@ -7,11 +7,13 @@ import contextvars
 import itertools
 import logging
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from qwen3_embeddings import telemetry
 from qwen3_embeddings.engines.base import Prompt, Usage, closed_error
 from qwen3_embeddings.engines.openai.endpoint import Endpoint
 from qwen3_embeddings.engines.openai.isolation import Isolation, Outcome
@@ -59,12 +61,14 @@ class Chunk:
         usage: the call's token counter, if it has one.
         answer: the vectors, or the error.
         context: the call's context variables.
+        since: when it began to wait (`time.monotonic`).
     """
 
     prompts: list[Prompt]
     usage: Usage | None
     answer: asyncio.Future[Vectors]
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    since: float = field(default_factory=time.monotonic)
 
     def settle(self, vectors: Vectors | None, error: BaseException | None) -> None:
         """Answer the call, unless it has given up."""
@@ -146,6 +150,9 @@ class Batcher:
 
     async def _send(self, group: list[Chunk], kind: Kind, slot: Slot) -> None:
         """Send one request for a group of chunks and answer them. Callers may give up meanwhile."""
+        for chunk in group:
+            seconds = time.monotonic() - chunk.since
+            chunk.context.run(telemetry.waited, seconds, len(chunk.prompts))
         # A request of one caller belongs to its trace; a shared one belongs to none.
         context = group[0].context if len(group) == 1 else contextvars.Context()
         request = asyncio.create_task(self._deliver(group, kind, slot), context=context)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from qwen3_embeddings import telemetry
 from qwen3_embeddings.engines.base import closed_error
 from qwen3_embeddings.engines.openai import failures, transport, wire
 from qwen3_embeddings.engines.openai.addresses import environment_proxy
@@ -144,6 +145,7 @@ class Connection:
                 delay = _retry_after(answer) or delay
             said = answer.reason if isinstance(answer, Failure) else status_of(answer)
             logger.info("%s: %s, again in %.1f s", url, said, delay)
+            telemetry.retried(str(said))
             if slot:
                 slot.rest()
             await asyncio.sleep(delay)
