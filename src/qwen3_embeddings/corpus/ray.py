@@ -6,6 +6,7 @@ Ray restarts actors, retries tasks and balances them; `ray.util.ActorPool` is th
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -37,17 +38,19 @@ class Worker:
     def __init__(self, job: Job, plan: Plan) -> None:
         self._job, self._plan = job, plan
         self._pipeline: Pipeline | None = None
+        self._lock = threading.Lock()
+        self._tokens = 0
 
     def run(self, work: Work) -> tuple[Counts, list[str]]:
         """Embed one split, and return what was done and what could not be read."""
-        if self._pipeline is None:
-            self._pipeline = self._job.pipeline(self._plan)
-        usage = getattr(self._job.embedder, "usage", None)
-        before = usage.tokens if usage else 0
-        progress = Progress(0, 0, lambda: None)
+        with self._lock:
+            if self._pipeline is None:
+                self._pipeline = self._job.pipeline(self._plan)
+        progress = Progress(0, 0)
         failed = self._pipeline.run([work], progress)
-        if usage:
-            progress.counts.tokens = usage.tokens - before
+        with self._lock:  # splits in flight share one count: each reports what is new
+            tokens = self._job.embedder.usage.tokens
+            progress.counts.tokens, self._tokens = tokens - self._tokens, tokens
         return progress.counts, failed
 
 
