@@ -87,7 +87,8 @@ def embed(
         >>> summary.rejects
         0
     """
-    options["keep"] = tuple(options.get("keep", ()))
+    keep = options.get("keep", ())
+    options["keep"] = (keep,) if isinstance(keep, str) else tuple(keep)
     job = Job(
         [inputs] if isinstance(inputs, str) else list(inputs),
         output,

@@ -337,7 +337,8 @@ class Job:
                 for shard in plan.obsolete:
                     self.store.delete(f"{rejects.FOLDER}/{shard.stem}.jsonl")
                     self.store.delete(shard.name)
-                self.store.write(SUCCESS, b"")
+                if self.store.read(SUCCESS) is None:
+                    self.store.write(SUCCESS, b"")
             current = rejects.current(self.store, done)
             rejected = sum(len(lines) for shard, lines in current if plan.owns(shard))
             shards = sum(plan.owns(shard) for shard in done.main.values())

@@ -21,7 +21,7 @@ IN_FLIGHT = 2
 """Splits per actor: while one is committed the engine embeds the other."""
 
 RETRIES = 2
-"""Further attempts at a split whose actor died or whose engine failed."""
+"""Further attempts at a split whose actor died."""
 
 GIVE_UP = 10
 """Failed splits in a row after which the job stops: the fault is not in the splits."""
@@ -107,11 +107,15 @@ def _outcomes(ray: Any, job: Job, plan: Plan, actors: int | None) -> Iterator[An
     pool = ActorPool([worker for worker in workers for _ in range(IN_FLIGHT)])
     for work in works:
         pool.submit(lambda worker, work: worker.run.remote(work), work)
-    while pool.has_next():
-        try:
-            yield pool.get_next_unordered()
-        except ray.exceptions.RayError as error:
-            yield error
+    try:
+        while pool.has_next():
+            try:
+                yield pool.get_next_unordered()
+            except ray.exceptions.RayError as error:
+                yield error
+    finally:
+        for worker in workers:
+            ray.kill(worker)
 
 
 def _workers(ray: Any, job: Job, plan: Plan, count: int) -> list[Any]:
