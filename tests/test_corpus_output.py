@@ -18,6 +18,7 @@ from qwen3_embeddings.corpus import JobRefusedError, embed
 sys.path.insert(0, os.path.dirname(__file__))
 from corpus_fake import FakeEmbedder, vector
 
+pytestmark = pytest.mark.engine  # too slow for `make test-fast`
 COUNT, SIZE = 100, 64
 TEXTS = [f"row {i}" for i in range(COUNT)]
 VECTORS = np.stack([vector(text, SIZE) for text in TEXTS])

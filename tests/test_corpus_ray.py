@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
+pytestmark = pytest.mark.engine  # too slow for `make test-fast`
 TESTS = Path(__file__).parent
 ROWS = 600
 

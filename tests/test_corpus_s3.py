@@ -23,6 +23,7 @@ from qwen3_embeddings.corpus.storage import Store
 sys.path.insert(0, os.path.dirname(__file__))
 from corpus_fake import FakeEmbedder
 
+pytestmark = pytest.mark.engine  # too slow for `make test-fast`
 TEXTS = [f"row {i}" for i in range(200)]
 OPTIONS: dict[str, Any] = {"id_column": "id", "shard_rows": 20}
 
