@@ -12,14 +12,14 @@ SERVERS := .servers
 OPEN_WEBUI := .open-webui
 BIN := $(VENV)/bin
 PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml) $(wildcard models/*/pyproject.toml)
-EDITABLE := -e '.[server,testing]' $(foreach f,$(filter-out pyproject.toml,$(PROJECTS)),-e $(dir $(f)))
+EDITABLE := -e '.[embed,server,testing]' $(foreach f,$(filter-out pyproject.toml,$(PROJECTS)),-e $(dir $(f)))
 
 PIP := $(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 MONITORING_TOOLS := prometheus promtool caddy npm
 
 .PHONY: install install-fast demo test test-fast test-servers test-monitoring test-open-webui soak \
-  fuzz lint types docs dist bench clean
+  soak-corpus fuzz lint types docs dist bench clean
 
 install: $(VENV)/installed
 
@@ -79,6 +79,11 @@ $(OPEN_WEBUI)/installed:
 	$(OPEN_WEBUI)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
 	$(OPEN_WEBUI)/bin/python -m pip install --quiet open-webui==0.12.4
 	touch $@
+
+# Corpus jobs killed more often: 500 times with a stand-in for the engine, 100 times with vLLM.
+soak-corpus: install
+	QWEN3_CORPUS_KILLS=500 QWEN3_CORPUS_ENGINE_KILLS=100 $(BIN)/python -m pytest -s \
+	  tests/test_corpus_faults.py -k killed
 
 # The random tests of processes for longer: 10,000 calls, 300 signals.
 soak: install

@@ -24,6 +24,7 @@ from qwen3_embeddings import (
     TextsFailedError,
     TextTooLongError,
 )
+from qwen3_embeddings.engines.base import Usage
 from qwen3_embeddings.stream import Stream, ahead
 
 Vectors = NDArray[np.float32]
@@ -81,6 +82,20 @@ class FakeEmbedder:
     def start(self) -> Served:
         assert self.may_start, "the engine must not start"
         return Served("fake", self.model, self.size, self.size, None)
+
+    @property
+    def embedding_dimension(self) -> int:
+        return self.size
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(self.texts, 3 * self.texts)
+
+    def count_tokens(self, texts: str | list[str], *, role: str) -> int | list[int]:
+        return len(texts.split()) if isinstance(texts, str) else [len(t.split()) for t in texts]
+
+    def close(self) -> None:
+        return None
 
     def stream(self, texts: Iterable[str], *, role: str, size: int) -> Stream:
         pool = ThreadPoolExecutor(1)

@@ -13,8 +13,10 @@ import numpy as np
 import pyarrow.dataset as ds
 import pytest
 
+from qwen3_embeddings import UnknownModelError
 from qwen3_embeddings.corpus import JobRefusedError, embed
-from qwen3_embeddings.corpus.chunks import Chunker, load_tokenizer
+from qwen3_embeddings.corpus.chunks import Chunker
+from qwen3_embeddings.tokenizer import load_tokenizer
 
 sys.path.insert(0, os.path.dirname(__file__))
 from corpus_fake import FakeEmbedder, vector
@@ -135,7 +137,12 @@ def test_retry_rejects_embeds_only_the_chunks_that_failed(tmp_path: Path, checkp
     assert sorted(numbers) == list(range(len(numbers)))
 
 
-def test_load_tokenizer_without_one_is_refused(tmp_path: Path) -> None:
-    for name, said in ((None, "no model is named"), (str(tmp_path), "no tokenizer at")):
-        with pytest.raises(JobRefusedError, match=said):
-            load_tokenizer(name)
+def test_embed_chunks_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+    paths = f"{tmp_path}/a.jsonl", f"{tmp_path}/out"
+    embedder: Any = FakeEmbedder()
+    embedder.model = None
+    with pytest.raises(JobRefusedError, match="no model is named"):
+        embed(*paths, embedder=embedder, chunk=64)
+    with pytest.raises(UnknownModelError):
+        embed(*paths, embedder=embedder, chunk=64, tokenizer=str(tmp_path))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import qwen3_embeddings_demo_model
 
+pytestmark = pytest.mark.engine  # too slow for `make test-fast`
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MODEL = str(qwen3_embeddings_demo_model.path())
 STORES = ("faiss", "duckdb", "lancedb", "milvus", "chroma", "qdrant")

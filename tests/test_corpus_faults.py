@@ -27,6 +27,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 from corpus_fake import FakeEmbedder, vector
 from corpus_kills import OPTIONS
 
+pytestmark = pytest.mark.engine  # too slow for `make test-fast`
 TESTS = Path(__file__).parent
 KILLS = int(os.environ.get("QWEN3_CORPUS_KILLS", "60"))
 ENGINE_KILLS = int(os.environ.get("QWEN3_CORPUS_ENGINE_KILLS", "20"))

@@ -18,7 +18,8 @@ from qwen3_embeddings.corpus import JobRefusedError, embed
 sys.path.insert(0, os.path.dirname(__file__))
 from corpus_fake import FakeEmbedder, vector
 
-COUNT, SIZE = 100, 64
+pytestmark = pytest.mark.engine  # too slow for `make test-fast`
+COUNT, SIZE = 1000, 64
 TEXTS = [f"row {i}" for i in range(COUNT)]
 VECTORS = np.stack([vector(text, SIZE) for text in TEXTS])
 DTYPES = ("float32", "float16", "int8", "binary")
@@ -33,7 +34,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     pq.write_table(table, folder / "a.parquet")
     for dtype in DTYPES:
         embed(str(folder / "a.parquet"), str(folder / dtype), embedder=FakeEmbedder(size=SIZE),
-              id_column="id", keep=["text"], dtype=dtype, shard_rows=40)  # fmt: skip
+              id_column="id", keep=["text"], dtype=dtype, shard_rows=400)  # fmt: skip
     return {dtype: folder / dtype for dtype in DTYPES}
 
 

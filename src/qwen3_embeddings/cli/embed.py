@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from typing import Any
 
 from qwen3_embeddings.embedder import Embedder
@@ -57,7 +58,7 @@ def _engine_options(group: Any) -> None:
     option("--overflow", choices=["error", "truncate", "mean"], default="error",
            help="texts over the model's context: reject them, or one of these (error)")  # fmt: skip
     option("--max-concurrency", type=int, help="requests to a server in flight (16)")
-    option("--tokenizer", help="folder or hub id, for --chunk and --estimate (the model's)")
+    option("--tokenizer", help="folder or hub id, for --chunk (the model's)")
 
 
 def _run_options(group: Any) -> None:
@@ -139,13 +140,12 @@ def _estimate(embedder: Embedder, options: argparse.Namespace, layout: dict[str,
         tokenizer=options.tokenizer,
         part=corpus.part_of(options.shards),
     )
-    print(
-        estimate(
+    with contextlib.closing(job):
+        needed = estimate(
             job,
             job.plan(),
-            tokenizer=options.tokenizer,
             tokens_per_second=options.tokens_per_second,
             price_per_hour=options.price_per_hour,
         )
-    )
+    print(needed)
     return 0

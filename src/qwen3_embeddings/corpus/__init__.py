@@ -7,6 +7,7 @@ is there, so the same call continues a job that was stopped in any manner.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,8 @@ def embed(
         >>> summary.rejects
         0
     """
-    options["keep"] = tuple(options.get("keep", ()))
+    keep = options.get("keep", ())
+    options["keep"] = (keep,) if isinstance(keep, str) else tuple(keep)
     job = Job(
         [inputs] if isinstance(inputs, str) else list(inputs),
         output,
@@ -95,9 +97,9 @@ def embed(
         tokenizer=tokenizer,
         part=part_of(shards),
     )
-    with job.locked() as alone:
+    with contextlib.closing(job), job.locked() as alone:
         plan = job.plan(retry_rejects=retry_rejects, replace_changed=replace_changed)
-        progress = Progress(0, 0, lambda: None)
+        progress = Progress(0, 0)
         failed: list[str] = []
         if plan.works:
             job.begin(plan, alone=alone)
@@ -105,7 +107,7 @@ def embed(
             if ray:
                 from qwen3_embeddings.corpus import ray as cluster
 
-                progress = Progress(plan.total, plan.total - plan.open_weight, lambda: None, out)
+                progress = Progress(plan.total, plan.total - plan.open_weight, out=out)
                 address = ray if isinstance(ray, str) else None
                 with progress.shown():
                     failed = cluster.run(job, plan, progress, address=address, actors=actors)

@@ -7,12 +7,9 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from qwen3_embeddings.corpus.errors import JobRefusedError
 from qwen3_embeddings.corpus.readers import BATCH, Problem, Rows
-from qwen3_embeddings.errors import MissingDependencyError
 
 # Ends of a text's units, the best first: paragraph, line, sentence, word.
 _ENDS = tuple(
@@ -159,38 +156,3 @@ def _joined(before: str, after: str) -> bool:
         return True  # skin tones
     flags = "\U0001f1e6" <= before <= "\U0001f1ff" and "\U0001f1e6" <= after <= "\U0001f1ff"
     return flags or (before == "\r" and after == "\n")
-
-
-def load_tokenizer(name: str | None) -> Any:
-    """Return the tokenizer of a folder or hub id.
-
-    Raises:
-        JobRefusedError: there is none.
-        MissingDependencyError: the library is not installed.
-    """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingDependencyError(
-            "chunks need a tokenizer. Install it: pip install 'qwen3-embeddings[embed]'"
-        ) from error
-    if name is None:
-        raise JobRefusedError(
-            "chunks need the model's tokenizer, and no model is named. Pass --tokenizer with the "
-            "checkpoint's folder or hub id."
-        )
-    try:
-        path = Path(name)
-        tokenizer = (
-            Tokenizer.from_file(str(path / "tokenizer.json"))
-            if path.is_dir()
-            else Tokenizer.from_pretrained(name)
-        )
-    except Exception as error:  # the library raises Exception itself
-        raise JobRefusedError(
-            f"no tokenizer at {name} ({error}). Pass --tokenizer with the checkpoint's folder or "
-            "hub id."
-        ) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer

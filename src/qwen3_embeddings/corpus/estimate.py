@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 
 from qwen3_embeddings.corpus import readers
-from qwen3_embeddings.corpus.chunks import load_tokenizer
 from qwen3_embeddings.corpus.job import Job, Plan
 from qwen3_embeddings.corpus.progress import duration
 from qwen3_embeddings.corpus.readers import Rows
@@ -65,7 +64,6 @@ def estimate(
     job: Job,
     plan: Plan,
     *,
-    tokenizer: str | None = None,
     tokens_per_second: float | None = None,
     price_per_hour: float | None = None,
 ) -> Estimate:
@@ -74,21 +72,19 @@ def estimate(
     Args:
         job: the job.
         plan: its plan.
-        tokenizer: folder or hub id. Default: the embedder's model.
         tokens_per_second: rate of the machine that will embed.
         price_per_hour: of that machine, in any currency.
     """
-    encode = load_tokenizer(tokenizer or job.embedder.model).encode_batch
     texts: list[str] = []
     sampled = 0
     for rows in _sample(job, plan):
         texts += [text for text in rows.texts if isinstance(text, str)]
         sampled += rows.weight
-    tokens = sum(map(len, encode(texts)))
+    tokens = sum(job.embedder.count_tokens(texts, role=job.options.role))
     scale = plan.open_weight / sampled if sampled else 0.0
     if tokens_per_second is None:
         tokens_per_second = _rate(job.embedder, texts, tokens)
-    size = job.embedder.dimensions or job.embedder.start().dimensions
+    size = job.embedder.embedding_dimension
     count = round(len(texts) * scale)
     return Estimate(
         count,

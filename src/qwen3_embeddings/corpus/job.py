@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qwen3_embeddings.corpus import inputs, rejects, splits
-from qwen3_embeddings.corpus.chunks import Chunker, load_tokenizer
+from qwen3_embeddings.corpus.chunks import Chunker
 from qwen3_embeddings.corpus.errors import JobRefusedError, output_errors
 from qwen3_embeddings.corpus.inputs import File
 from qwen3_embeddings.corpus.options import Options, slice_of
@@ -24,6 +25,7 @@ from qwen3_embeddings.corpus.shards import schema_of
 from qwen3_embeddings.corpus.splits import Done, Shard, Split
 from qwen3_embeddings.corpus.storage import PRIVATE, Store
 from qwen3_embeddings.embedder import Embedder
+from qwen3_embeddings.tokenizer import load_tokenizer
 
 JOB = f"{PRIVATE}/job.json"
 SUCCESS = "_SUCCESS"
@@ -112,7 +114,7 @@ class Plan:
 
 
 class Job:
-    """A corpus, an output and an embedder.
+    """A corpus, an output and an embedder. Close it after use.
 
     Args:
         inputs: files, folders and glob patterns, local or as URLs.
@@ -134,14 +136,22 @@ class Job:
         tokenizer: str | None = None,
         part: tuple[int, int] | None = None,
     ) -> None:
-        self.inputs, self.options, self.embedder, self.part = inputs, options, embedder, part
+        self.inputs, self.options, self.part = inputs, options, part
         self.store = Store.at(output)
-        chunker = None
+        self.chunker = None
         if options.chunk:
-            chunker = Chunker(
-                load_tokenizer(tokenizer or embedder.model), options.chunk, options.overlap
-            )
-        self.chunker = chunker
+            model = tokenizer or embedder.model
+            if model is None:
+                raise JobRefusedError(
+                    "chunks need the model's tokenizer, and no model is named. Pass --tokenizer "
+                    "with the checkpoint's folder or hub id."
+                )
+            self.chunker = Chunker(load_tokenizer(model), options.chunk, options.overlap)
+        self.embedder = copy.copy(embedder)  # with a setting and token counts of its own
+
+    def close(self) -> None:
+        """Release the engine; it stops when no other open embedder uses it."""
+        self.embedder.close()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[bool]:
@@ -170,6 +180,12 @@ class Job:
         plan.identity = self._identity(plan.kept)
         self._check_identity(stored, plan.identity, done)
         self._check_columns(files)
+        size = self.embedder.embedding_dimension if self.options.dtype == "binary" else 0
+        if size % 8:
+            raise JobRefusedError(
+                f"dtype='binary' packs eight dimensions in a byte, and {size} is not a multiple "
+                "of 8. Use another dimensions."
+            )
         plan.obsolete = self._check_inputs(files, done, replace_changed=replace_changed)
         plan.works = [
             Work(file, tuple(mine))
@@ -278,13 +294,9 @@ class Job:
 
     def pipeline(self, plan: Plan) -> Pipeline:
         """Start the engine and return what embeds splits."""
+        self.embedder.on_error = "finish"  # here, since pickling for Ray keeps what was passed
         served = self.embedder.start()
         size = self.embedder.dimensions or served.dimensions
-        if self.options.dtype == "binary" and size % 8:
-            raise JobRefusedError(
-                f"dtype='binary' packs eight dimensions in a byte, and {size} is not a multiple "
-                "of 8. Use another dimensions."
-            )
         chunks = self.chunker is not None
         schema = schema_of(plan.kept, size, self.options.dtype, chunks=chunks)
         facts = ("fingerprint", "instruction", "role", "dtype", "chunk", "overlap")
@@ -305,17 +317,15 @@ class Job:
 
     def run(self, plan: Plan, out: TextIO | None = None) -> tuple[Progress, list[str]]:
         """Embed what is open, in this process."""
-        usage = getattr(self.embedder, "usage", None)
-        before = usage.tokens if usage else 0
         progress = Progress(
             plan.total or plan.open_weight,
             plan.total - plan.open_weight,
-            lambda: usage.tokens - before if usage else None,
+            lambda: self.embedder.usage.tokens,
             out,
         )
         with progress.shown():
             failed = self.pipeline(plan).run(plan.works, progress)
-        progress.counts.tokens = progress.tokens()
+        progress.counts.tokens = self.embedder.usage.tokens
         return progress, failed
 
     def finish(self, plan: Plan, counts: Counts, seconds: float, failed: list[str]) -> Summary:
@@ -327,7 +337,8 @@ class Job:
                 for shard in plan.obsolete:
                     self.store.delete(f"{rejects.FOLDER}/{shard.stem}.jsonl")
                     self.store.delete(shard.name)
-                self.store.write(SUCCESS, b"")
+                if self.store.read(SUCCESS) is None:
+                    self.store.write(SUCCESS, b"")
             current = rejects.current(self.store, done)
             rejected = sum(len(lines) for shard, lines in current if plan.owns(shard))
             shards = sum(plan.owns(shard) for shard in done.main.values())

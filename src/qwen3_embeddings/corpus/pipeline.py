@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -100,7 +99,7 @@ class Pipeline:
     Args:
         store: the output.
         options: what the output holds.
-        embedder: embeds the texts.
+        embedder: embeds the texts, with ``on_error="finish"``.
         schema: of all shards.
         metadata: key-value metadata of all shards.
         done: shards that are there.
@@ -137,13 +136,10 @@ class _Run:
         self.results = _Results()
         self.queue: deque[tuple[_Piece, Rows | None]] = deque()
         self.commits: deque[Future[None]] = deque()
-        # A copy: an embedder that stops at a rejected text would lose the rest of its batch.
-        self.embedder = copy.copy(job.embedder)
-        self.embedder.on_error = "finish"
 
     def run(self, works: Sequence[Work]) -> list[str]:
         texts = self._texts(works)
-        stream = self.embedder.stream(texts, role=self.job.options.role, size=BATCH)
+        stream = self.job.embedder.stream(texts, role=self.job.options.role, size=BATCH)
         try:
             with ThreadPoolExecutor(1) as pool, contextlib.closing(stream):
                 while (batch := _next(stream)) is not None:
@@ -244,11 +240,10 @@ class _Run:
 
     def _tokens(self, rows: Rows, index: int, problem: Problem) -> int | None:
         """Return the length of a text that was too long, where it can be counted."""
-        count = getattr(self.embedder, "count_tokens", None)
-        if count is None or problem.error != TextTooLongError.__name__:
-            return None
-        with contextlib.suppress(Qwen3EmbeddingsError):
-            return int(count([rows.texts[index]])[0])
+        text = rows.texts[index]
+        if problem.error == TextTooLongError.__name__ and isinstance(text, str):
+            with contextlib.suppress(Qwen3EmbeddingsError):  # a server may have no /tokenize
+                return self.job.embedder.count_tokens(text, role=self.job.options.role)
         return None
 
     def _writer(self, piece: _Piece) -> ShardWriter:

@@ -21,14 +21,14 @@ class Counts:
 
     Attributes:
         rows: rows written.
-        tokens: tokens embedded, None when the engine does not report them.
+        tokens: tokens embedded, as far as the engine reports them.
         rejects: rows rejected.
         shards: shards committed.
         weight: bytes of input done.
     """
 
     rows: int = 0
-    tokens: int | None = None
+    tokens: int = 0
     rejects: int = 0
     shards: int = 0
     weight: int = 0
@@ -39,8 +39,7 @@ class Counts:
         self.rejects += other.rejects
         self.shards += other.shards
         self.weight += other.weight
-        if other.tokens is not None:
-            self.tokens = (self.tokens or 0) + other.tokens
+        self.tokens += other.tokens
 
 
 @dataclass
@@ -52,13 +51,13 @@ class Progress:
     Args:
         total: bytes of input in the whole job.
         done: bytes of input that earlier runs finished.
-        tokens: returns the tokens embedded so far, or None.
+        tokens: returns the tokens embedded so far. Default: those that were added.
         out: where to print; None for nowhere.
     """
 
     total: int
     done: int
-    tokens: Callable[[], int | None]
+    tokens: Callable[[], int] | None = None
     out: TextIO | None = None
     counts: Counts = field(default_factory=Counts)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -97,7 +96,7 @@ class Progress:
             print("\r\x1b[2K", end="", file=out, flush=True)
 
     def _sample(self) -> tuple[float, int, int, int]:
-        tokens = self.tokens() or 0
+        tokens = self.tokens() if self.tokens else self.counts.tokens
         sample = (time.monotonic(), self.counts.weight, self.counts.rows, tokens)
         self._samples.append(sample)
         while self._samples[0][0] < sample[0] - WINDOW and len(self._samples) > 2:

@@ -6,6 +6,7 @@ Ray restarts actors, retries tasks and balances them; `ray.util.ActorPool` is th
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ IN_FLIGHT = 2
 """Splits per actor: while one is committed the engine embeds the other."""
 
 RETRIES = 2
-"""Further attempts at a split whose actor died or whose engine failed."""
+"""Further attempts at a split whose actor died."""
 
 GIVE_UP = 10
 """Failed splits in a row after which the job stops: the fault is not in the splits."""
@@ -37,17 +38,19 @@ class Worker:
     def __init__(self, job: Job, plan: Plan) -> None:
         self._job, self._plan = job, plan
         self._pipeline: Pipeline | None = None
+        self._lock = threading.Lock()
+        self._tokens = 0
 
     def run(self, work: Work) -> tuple[Counts, list[str]]:
         """Embed one split, and return what was done and what could not be read."""
-        if self._pipeline is None:
-            self._pipeline = self._job.pipeline(self._plan)
-        usage = getattr(self._job.embedder, "usage", None)
-        before = usage.tokens if usage else 0
-        progress = Progress(0, 0, lambda: None)
+        with self._lock:
+            if self._pipeline is None:
+                self._pipeline = self._job.pipeline(self._plan)
+        progress = Progress(0, 0)
         failed = self._pipeline.run([work], progress)
-        if usage:
-            progress.counts.tokens = usage.tokens - before
+        with self._lock:  # splits in flight share one count: each reports what is new
+            tokens = self._job.embedder.usage.tokens
+            progress.counts.tokens, self._tokens = tokens - self._tokens, tokens
         return progress.counts, failed
 
 
@@ -104,11 +107,15 @@ def _outcomes(ray: Any, job: Job, plan: Plan, actors: int | None) -> Iterator[An
     pool = ActorPool([worker for worker in workers for _ in range(IN_FLIGHT)])
     for work in works:
         pool.submit(lambda worker, work: worker.run.remote(work), work)
-    while pool.has_next():
-        try:
-            yield pool.get_next_unordered()
-        except ray.exceptions.RayError as error:
-            yield error
+    try:
+        while pool.has_next():
+            try:
+                yield pool.get_next_unordered()
+            except ray.exceptions.RayError as error:
+                yield error
+    finally:
+        for worker in workers:
+            ray.kill(worker)
 
 
 def _workers(ray: Any, job: Job, plan: Plan, count: int) -> list[Any]:
