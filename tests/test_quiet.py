@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 import textwrap
 
 import pytest
+
+from qwen3_embeddings.engines.vllm import compat
 
 FIRST_CALL = """
     import sys
@@ -72,3 +75,32 @@ def test_engine_with_worker_processes_leaves_no_semaphore_behind(checkpoint: str
     assert (done.returncode, done.stdout) == (0, "")
     assert "leaked" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("level", "shown"), [(logging.ERROR, False), (logging.INFO, True)])
+def test_capture_of_graphs_shows_a_bar_to_those_who_ask_for_logs(
+    level: int, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bar itself was seen on a GPU only."""
+    import torch
+    from vllm.v1.worker.gpu import cudagraph_utils
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    bar = cudagraph_utils.tqdm
+    monkeypatch.setattr(logging.getLogger("vllm"), "level", level)
+    logging.getLogger("vllm").manager._clear_cache()
+    with compat._no_capture_bar():
+        assert (cudagraph_utils.tqdm is bar) == shown
+        assert list(cudagraph_utils.tqdm([1, 2], desc="graphs", disable=True)) == [1, 2]
+    assert cudagraph_utils.tqdm is bar
+
+
+@pytest.mark.engine
+def test_quiet_leaves_a_level_that_the_program_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    loggers = [logging.getLogger(name) for name in compat._LOGGERS]
+    for logger in loggers:
+        monkeypatch.setattr(logger, "level", logging.NOTSET)
+    loggers[1].setLevel(logging.DEBUG)
+    compat.quiet()
+    assert [logger.level for logger in loggers] == [logging.ERROR, logging.DEBUG, 40, 40]

@@ -68,7 +68,12 @@ class Core:
                 "are the fields of vllm.EngineArgs."
             ) from error
         # On a CPU the variable decides the executor.
-        with _environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"), _process_state(), _quiet_torch():
+        with (
+            _environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"),
+            _process_state(),
+            _quiet_torch(),
+            _no_capture_bar(),
+        ):
             config = engine_args.create_engine_config()
             self._client = InprocClient(config, Executor.get_class(config), log_stats=False)
         self._client._finalizer.atexit = False  # at exit the thread that steps it may still run
@@ -167,17 +172,41 @@ def keep_process_groups() -> None:
 # What vLLM writes to the terminal.
 
 
+_LOGGERS = ("vllm", "flashinfer", "torch._opaque_base", "torch._library.opaque_object")
+"""Loggers that write to the terminal at a start: FlashInfer's kernel tuning, PyTorch 2.14's
+deprecations of what vLLM 0.33 calls (seen on an H100)."""
+
+
 def quiet() -> None:
     """Keep vLLM's remarks off the terminal; errors still show.
 
     Nothing changes if VLLM_LOGGING_LEVEL is set, or a level of the logger "vllm".
     """
-    vllm = logging.getLogger("vllm")
-    if "VLLM_LOGGING_LEVEL" in os.environ or vllm.level:
+    if "VLLM_LOGGING_LEVEL" in os.environ or logging.getLogger("vllm").level:
         return
-    vllm.setLevel(logging.ERROR)
+    for name in _LOGGERS:
+        if not logging.getLogger(name).level:
+            logging.getLogger(name).setLevel(logging.ERROR)
     # Behind the filters that are set already, so that -W and a program's own filters win.
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm", append=True)
+
+
+@contextlib.contextmanager
+def _no_capture_bar() -> Iterator[None]:
+    """Hide the progress bar of the CUDA graph capture, for which vLLM has no setting."""
+    import torch
+
+    if not torch.cuda.is_available() or logging.getLogger("vllm").isEnabledFor(logging.INFO):
+        yield
+        return
+    from vllm.v1.worker.gpu import cudagraph_utils
+
+    bar = cudagraph_utils.tqdm
+    cudagraph_utils.tqdm = lambda items, *_, **__: items
+    try:
+        yield
+    finally:
+        cudagraph_utils.tqdm = bar
 
 
 @contextlib.contextmanager
