@@ -275,6 +275,8 @@ def test_folder_under_the_home_folder_is_found(copy: Path, monkeypatch: pytest.M
     assert models.describe("~/copy").dimensions == 128
     assert load_tokenizer("~/copy").encode("a").ids
     assert models.weights_digest("~/copy") == models.weights_digest(str(copy))
+    with pytest.raises(UnknownModelError, match="there is no folder"):
+        models.describe("~no-such-user/copy")
 
 
 def test_fingerprint_of_truncated_weights_is_refused(copy: Path) -> None:

@@ -7,6 +7,7 @@ hub is asked only for what is not on this machine.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 def local_folder(name: str) -> Path | None:
     """Return the folder `name`, a leading ``~`` expanded; None when there is no such folder."""
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     return folder if folder.is_dir() else None
 
 
@@ -170,7 +171,7 @@ def _incomplete(folder: Path, file: str) -> str:
 
 def _no_checkpoint(name: str) -> str:
     """Describe a name that is neither a folder nor the id of a hub repository."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_file():
         if path.suffix == ".gguf":
             return _gguf(path)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def write_checkpoint(
     tokenizer = _train_tokenizer(vocabulary)
     config = _config(dimensions, layers, context, tokenizer.get_vocab_size())
     end = tokenizer.token_to_id(END_TOKEN)
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_weights(folder, _weights(config, end, np.random.default_rng(seed)))
