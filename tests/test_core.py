@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import dataclasses
 import pickle
@@ -9,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -23,9 +25,12 @@ from qwen3_embeddings import (
     TextTooLongError,
     UnknownModelError,
     errors,
+    integration,
     long_texts,
     truncate,
 )
+from qwen3_embeddings.config import EngineKind
+from qwen3_embeddings.engines.registry import KINDS
 from qwen3_embeddings.models import describe
 from qwen3_embeddings.prompts import instruct
 from qwen3_embeddings.vectors import BLOCK, alists, lists
@@ -38,6 +43,28 @@ def test_public_names_are_complete_and_sorted() -> None:
     assert all(hasattr(qwen3_embeddings, name) for name in names)
     own = {n for n, v in vars(errors).items() if getattr(v, "__module__", "") == errors.__name__}
     assert own <= set(names)
+
+
+def test_integration_names_are_complete() -> None:
+    assert all(hasattr(integration, name) for name in integration.__all__)
+    assert integration.__all__ == sorted(integration.__all__, key=lambda n: (not n.isupper(), n))
+
+
+@pytest.mark.parametrize("adapter", ["langchain", "llama-index"])
+def test_adapters_import_only_public_modules(adapter: str) -> None:
+    folder = Path(__file__).parents[1] / "integrations" / adapter
+    modules = {
+        node.module
+        for path in folder.rglob("*.py")
+        if "tests" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qwen3_embeddings")
+    }
+    assert modules == {"qwen3_embeddings", "qwen3_embeddings.integration"}
+
+
+def test_engine_names_are_the_registered_engines() -> None:
+    assert set(get_args(EngineKind)) == set(KINDS)
 
 
 def test_distributions_share_one_version() -> None:

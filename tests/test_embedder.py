@@ -37,6 +37,7 @@ from qwen3_embeddings import (
     token_counts,
     truncate,
 )
+from qwen3_embeddings.cli.main import main
 from qwen3_embeddings.config import check_can_pickle, engine_arguments, resolve
 from qwen3_embeddings.prompts import instruct
 from qwen3_embeddings.request import Output, Plan, Texts, slices
@@ -204,6 +205,14 @@ def test_model_path_and_home_folder_are_resolved(
     served = Embedder(Path("tiny"), base_url="http://127.0.0.1:9")
     assert served.model == "tiny"
     assert pickle.loads(pickle.dumps(Embedder(path))).model == checkpoint
+
+
+def test_serve_resolves_the_home_folder(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(Path(checkpoint).parent))
+    assert main(["serve", f"~/{Path(checkpoint).name}", "--print"]) == 0
+    assert checkpoint in capsys.readouterr().out
 
 
 def test_client_argument_selects_the_server_engine(monkeypatch: pytest.MonkeyPatch) -> None:
