@@ -10,10 +10,12 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from qwen3_embeddings import MissingDependencyError
 from qwen3_embeddings.testing import write_checkpoint
 
 # Nothing of the caller's environment may steer a test, and no test reaches for a model hub.
@@ -25,25 +27,52 @@ os.environ |= {
 }
 
 
-NEED_ENGINE = {"checkpoint", "server", "run_script"}
+NEED_ENGINE = {"checkpoint", "engine", "run_script", "server"}
 """Fixtures whose tests run a model, and so need vLLM or torch."""
 
 
 MODULES = {
-    **dict.fromkeys(("test_checkpoint", "test_demo_model", "test_corpus_examples"), "engine"),
+    **dict.fromkeys(("test_checkpoint", "test_corpus_examples", "test_demo"), "engine"),
+    **dict.fromkeys(("test_demo_model", "test_doctor"), "engine"),
     **dict.fromkeys(("test_corpus_faults", "test_corpus_ray", "test_corpus_s3"), "slow"),
     **dict.fromkeys(("test_types", "test_without_engines"), "slow"),
 }
 """Modules of which every test has the marker, whatever its fixtures."""
 
 
+SLOW = {
+    "test_any_bytes_are_models_tokens_and_a_message_or_a_typed_error",
+    "test_any_bytes_are_vectors_or_a_typed_error",
+    "test_main_closed_pipe_exits_quietly",
+    "test_whatever_a_server_says_no_row_is_wrong",
+}
+"""Slow tests in modules of fast ones."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what `make test-fast` deselects: tests that run a model, and slow ones."""
     for item in items:
+        if item.name.partition("[")[0] in SLOW:
+            item.add_marker("slow")
         if marker := MODULES.get(item.path.stem):
             item.add_marker(marker)
         elif NEED_ENGINE & set(getattr(item, "fixturenames", ())):
             item.add_marker("engine")
+
+
+ENGINE_MODULES = {"torch", "transformers", "sentence_transformers", "vllm"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Skip a test that `make test-fast` selected and that turns out to need a missing engine."""
+    try:
+        return (yield)
+    except (MissingDependencyError, ModuleNotFoundError) as error:
+        module = getattr(error, "name", None) or "vllm"
+        if module.split(".")[0] in ENGINE_MODULES and not find_spec(module.split(".")[0]):
+            skip_if_fast(item.config)
+        raise
 
 
 def skip_if_fast(config: pytest.Config) -> None:

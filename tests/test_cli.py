@@ -65,6 +65,7 @@ def test_demo_api_key_option_is_refused() -> None:
     assert stop.value.code == 2
 
 
+@pytest.mark.engine
 def test_demo_unknown_model_names_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--model", "nobody/nothing"]) == 1
     line = error_line(capsys)
