@@ -94,6 +94,7 @@ def test_compose_file_is_what_generate_py_writes(scripts: Any) -> None:
     assert (FOLDER / "compose.yaml").read_text() == generate.compose()
 
 
+@pytest.mark.engine
 def test_compose_flags_are_read_by_vllm(scripts: Any) -> None:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
