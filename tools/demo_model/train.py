@@ -119,49 +119,41 @@ def teach(rows: list[Row], args: argparse.Namespace, device: str) -> Material:
     chinese = np.array([bool(HAN.search(text)) for text, *_ in rows])
     read = [other or ("" if z else text) for (text, other, _), z in zip(rows, chinese, strict=True)]
     unique = list(dict.fromkeys(text for text in read if text))
+    place = {text: i for i, text in enumerate(unique)}
     # the processes start before the device is used
     jobs = {"minilm": pool.submit("minilm", unique)}
     jobs |= {name: pool.submit(name, [row[0] for row in rows]) for name in ("use", "student")}
 
-    place = {text: i for i, text in enumerate(unique)}
     english = torch.tensor([place.get(text, -1) for text in read], device=device)
-    minilm_texts = teachers.gather(jobs["minilm"], device)
-    minilm = teachers.minilm_vectors(minilm_texts, str(args.minilm), device)
+    minilm = teachers.minilm_vectors(
+        teachers.gather(jobs["minilm"], device), str(args.minilm), device
+    )
     log("MiniLM has read", len(unique), "texts")
     use = teachers.use_vectors(teachers.gather(jobs["use"], device), weights, device)
     log("the Universal Sentence Encoder has read", len(rows), "texts")
     texts = teachers.gather(jobs["student"], device)
     pool.pool.shutdown()
-    zh = torch.from_numpy(chinese).to(device)
-    targets = common_space(minilm, use, english, zh, args.bridge_steps)
-    kinds = np.array([NAMES.index(DOCUMENT_KINDS[kind]) for *_, kind in rows])
-    return Material(rows, texts, targets, kinds, chinese)
 
-
-def common_space(minilm: Tensor, use: Tensor, english: Tensor, zh: Tensor, steps: int) -> Tensor:
-    """Return the targets of all rows, shape (rows, SIZE - 4).
-
-    Args:
-        minilm: MiniLM's vectors of the texts that it has read.
-        use: The Universal Sentence Encoder's vector of each row.
-        english: The row of `minilm` that belongs to each row; -1 for none.
-        zh: Whether each row is Chinese.
-        steps: Training steps of the bridge.
-    """
     known = english >= 0
-    bridge, cosine = teachers.train_bridge(use[known], minilm[english[known]], steps)
+    bridge, cosine = teachers.train_bridge(use[known], minilm[english[known]], args.bridge_steps)
     log("bridge: cosine", round(cosine, 4))
+    zh = torch.from_numpy(chinese).to(device)
     first = teachers.bridged(bridge, use)
-    own = minilm[english.clamp(min=0)]
-    translated = F.normalize(first.float() + own.float(), dim=-1).half()
+    translated = F.normalize(first.float() + minilm[english.clamp(min=0)].float(), dim=-1).half()
     first = torch.where((known & zh)[:, None], translated, first)
-    first = torch.where((known & ~zh)[:, None], own, first)
+    first = torch.where((known & ~zh)[:, None], minilm[english.clamp(min=0)], first)
     both = teachers.joined(first, use)
     basis = teachers.principal(both, SIZE - 4)
     targets = torch.cat([part.float() @ basis for part in both.split(200_000)]).half()
-    length = targets.float().norm(dim=1).mean().item()
-    log("targets of", len(targets), "rows, mean length", round(length, 3))
-    return targets
+    kinds = np.array([NAMES.index(DOCUMENT_KINDS[kind]) for *_, kind in rows])
+    log(
+        "targets of",
+        len(rows),
+        "rows,",
+        round(targets.float().norm(dim=1).mean().item(), 3),
+        "long",
+    )
+    return Material(rows, texts, targets, kinds, chinese)
 
 
 def warm_start(model: Student, ids: list[int], vectors: Tensor, counts: Tensor) -> None:
@@ -537,64 +529,57 @@ def hold_back(pairs: np.ndarray, count: int) -> tuple[np.ndarray, dict[str, np.n
     return pairs[kept], held, texts
 
 
-def prefix_texts(tokenizer: Tokenizer, device: str) -> Texts:
-    """Return the tokens of the template with each instruction and no query."""
-    texts = [with_instruction(text, "") for _, text in PREFIXES]
-    rows = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    flat = torch.tensor([i for row in rows for i in row], device=device, dtype=torch.int32)
-    return Texts(flat, lengths.cumsum(0) - lengths, lengths)
-
-
-def material_of(rows: list[Row], args: argparse.Namespace, device: str) -> Material:
-    """Return tokens and targets of the rows, from the cache if there is one."""
-    if args.cache and args.cache.exists():
-        return Material(rows, *torch.load(args.cache, device, weights_only=False))
-    material = teach(rows, args, device)
-    if args.cache:
-        torch.save(tuple(material[1:]), args.cache)
-    return material
-
-
 def train(args: argparse.Namespace) -> None:
     """Run the whole training."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
     args.out.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(args.seed)
     rows, joins, pairs = read_data(args.data)
     if args.first:
         rows, pairs = rows[: args.first], pairs[(pairs[:, 1:] < args.first).all(1)]
-    rng = random.Random(args.seed)
     rows += join_neighbours(rows, joins, int(len(rows) * args.joined), rng)
     tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
     ids, words = vocabulary_rows(tokenizer)
     rows += words
     log(len(rows), "rows")
-    material = material_of(rows, args, device)
+    if args.cache and args.cache.exists():
+        material = Material(rows, *torch.load(args.cache, device, weights_only=False))
+    else:
+        material = teach(rows, args, device)
+        if args.cache:
+            torch.save(tuple(material[1:]), args.cache)
     dropped = overlapping(material.texts, tokenizer, args.exclude)
-    log(len(dropped), "rows share a run of tokens with the excluded files")
     pairs = pairs[~np.isin(pairs[:, 1:], list(dropped)).any(1)]
     pairs, held, texts = hold_back(pairs, args.held)
+    log(len(dropped), "rows share a run of tokens with the excluded files")
     pairs = mine(pairs, material.targets, np.random.default_rng(args.seed))
     log(len(pairs), "pairs,", {k: len(v) for k, v in held.items()}, "kept back")
 
-    entries = tokenizer.get_vocab_size()
-    model = Student(entries, SIZE, args.layers, args.inner).to(device)
-    counts = torch.bincount(material.texts.flat.long(), minlength=entries).float()
+    model = Student(tokenizer.get_vocab_size(), SIZE, args.layers, args.inner).to(device)
+    end = tokenizer.token_to_id("<|endoftext|>")
+    counts = torch.bincount(
+        material.texts.flat.long(), minlength=tokenizer.get_vocab_size()
+    ).float()
     warm_start(model, ids, material.targets[len(rows) - len(words) :].float(), counts)
-    prefixes = prefix_texts(tokenizer, device)
+    encoded = [
+        tokenizer.encode(with_instruction(t, ""), add_special_tokens=False).ids for _, t in PREFIXES
+    ]
+    lengths = torch.tensor([len(row) for row in encoded], device=device)
+    flat = torch.tensor([i for row in encoded for i in row], device=device, dtype=torch.int32)
+    prefixes = Texts(flat, lengths.cumsum(0) - lengths, lengths)
     batches = Batches(material, prefixes, pairs, texts | dropped, args.seed)
-    assemble = Assembler(material.texts, prefixes, tokenizer.token_to_id("<|endoftext|>"))
-    course = Course(model, assemble, material, held, args)
+    course = Course(model, Assembler(material.texts, prefixes, end), material, held, args)
     if device == "cuda":
         model.compile()
     steps = course.run(batches)
-    sizes = {"rows": len(rows), "pairs": len(pairs), "dropped": len(dropped)}
     facts = {
         "arguments": {k: v for k, v in vars(args).items() if not isinstance(v, Path | list)},
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        **sizes,
+        "rows": len(rows),
+        "pairs": len(pairs),
+        "dropped": len(dropped),
         "tokens": int(material.texts.lengths.sum()),
         "steps": steps,
         "parameters": sum(p.numel() for p in model.parameters()),
