@@ -6,12 +6,14 @@ Each wait has a time limit, so a caller that nobody answers fails the test.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 
 from qwen3_embeddings import (
@@ -21,6 +23,7 @@ from qwen3_embeddings import (
     EngineError,
     EngineStartError,
     event_loop,
+    telemetry,
 )
 from qwen3_embeddings.engines import registry
 from qwen3_embeddings.engines.sentence_transformers import ReferenceEngine
@@ -215,3 +218,44 @@ async def test_reference_load_is_shared_and_its_failure_answers_every_caller(
     await engine.close()
     with pytest.raises(EngineClosedError):
         await engine.start()
+
+
+def answer(request: httpx.Request) -> httpx.Response:
+    """A server with vectors of 4 dimensions."""
+    if request.method == "GET":
+        return httpx.Response(200, json={"data": [{"id": "served", "max_model_len": 64}]})
+    texts = json.loads(request.content)["input"]
+    rows = [
+        {"index": i, "embedding": [1.0, 0.0, 0.0, 0.0]}
+        for i in range(1 if isinstance(texts, str) else len(texts))
+    ]
+    return httpx.Response(200, json={"data": rows, "model": "served"})
+
+
+@pytest.mark.parametrize("error", [ImportError("no metrics"), SystemExit(1), KeyboardInterrupt()])
+@pytest.mark.parametrize("where", ["telemetry", "transport"])
+def test_hook_that_raises_during_a_request_answers_every_caller(
+    where: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a tracing provider, or a transport of the caller's own HTTP client."""
+    broken = threading.Event()
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if where == "transport" and broken.is_set():
+            raise error
+        return answer(request)
+
+    def waited(*_: object) -> None:
+        if where == "telemetry" and broken.is_set():
+            raise error
+
+    monkeypatch.setattr(telemetry, "waited", waited)
+    client = httpx.AsyncClient(transport=httpx.MockTransport(handle))
+    url, given_up = "http://server.test/v1", {"max_retries": 0, "restart_timeout": 0}
+    with Embedder(base_url=url, http_client=client, **given_up) as embedder:
+        assert embedder.encode_document(["before"]).shape == (1, 4)
+        broken.set()
+        for given in answers(embedder):
+            assert isinstance(given, type(error) | EngineError), given
+        broken.clear()
+        assert embedder.encode_document(["after"]).shape == (1, 4)

@@ -149,7 +149,18 @@ class Batcher:
         return min(self.most, max(QUERIES_PER_REQUEST, share))
 
     async def _send(self, group: list[Chunk], kind: Kind, slot: Slot) -> None:
-        """Send one request for a group of chunks and answer them. Callers may give up meanwhile."""
+        """Send one request for a group of chunks and answer them, whatever fails on the way."""
+        try:
+            await self._request_for(group, kind, slot)
+        except asyncio.CancelledError:
+            for chunk in group:
+                chunk.settle(None, closed_error())
+        except BaseException as error:  # a caller's hook may raise anything
+            for chunk in group:
+                chunk.settle(None, error)
+
+    async def _request_for(self, group: list[Chunk], kind: Kind, slot: Slot) -> None:
+        """Send one request for a group of chunks. Its callers may give up meanwhile."""
         for chunk in group:
             seconds = time.monotonic() - chunk.since
             chunk.context.run(telemetry.waited, seconds, len(chunk.prompts))
@@ -167,11 +178,7 @@ class Batcher:
             await request
         except asyncio.CancelledError:
             request.cancel()
-            for chunk in group:
-                chunk.settle(None, closed_error())
-        except Exception as error:
-            for chunk in group:
-                chunk.settle(None, error)
+            raise
 
     async def _deliver(self, group: list[Chunk], kind: Kind, slot: Slot) -> None:
         """Embed the prompts of a group. If that fails, embed all except those to blame."""
