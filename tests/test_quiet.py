@@ -40,9 +40,14 @@ def in_fresh_interpreter(
     )
 
 
-@pytest.mark.parametrize("engine", ["vllm", "reference"])
-def test_first_call_and_exit_print_nothing(engine: str, checkpoint: str) -> None:
-    done = in_fresh_interpreter(FIRST_CALL.format(then=""), checkpoint, engine)
+@pytest.mark.parametrize(
+    ("engine", "environment"),
+    [("vllm", {}), ("vllm", {"VLLM_LOGGING_LEVEL": "ERROR"}), ("reference", {})],
+)
+def test_first_call_and_exit_print_nothing(
+    engine: str, environment: dict[str, str], checkpoint: str
+) -> None:
+    done = in_fresh_interpreter(FIRST_CALL.format(then=""), checkpoint, engine, **environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

@@ -172,17 +172,21 @@ def keep_process_groups() -> None:
 # What vLLM writes to the terminal.
 
 
-_LOGGERS = ("vllm", "flashinfer", "torch._opaque_base", "torch._library.opaque_object")
-"""Loggers that write to the terminal at a start: FlashInfer's kernel tuning, PyTorch 2.14's
+_LOGGERS = ("flashinfer", "torch._opaque_base", "torch._library.opaque_object")
+"""Other loggers that write to the terminal at a start: FlashInfer's kernel tuning, PyTorch 2.14's
 deprecations of what vLLM 0.33 calls (seen on an H100)."""
 
 
 def quiet() -> None:
     """Keep vLLM's remarks off the terminal; errors still show.
 
-    Nothing changes if VLLM_LOGGING_LEVEL is set, or a level of the logger "vllm".
+    VLLM_LOGGING_LEVEL, or a level that the logger "vllm" already has, decides instead if it is set.
     """
-    if "VLLM_LOGGING_LEVEL" in os.environ or logging.getLogger("vllm").level:
+    vllm = logging.getLogger("vllm")
+    if not vllm.level:
+        level = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR").upper()
+        vllm.setLevel(logging.getLevelNamesMapping().get(level, logging.WARNING))
+    if vllm.isEnabledFor(logging.WARNING):
         return
     for name in _LOGGERS:
         if not logging.getLogger(name).level:
