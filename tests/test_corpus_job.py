@@ -21,7 +21,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from qwen3_embeddings import ServerConnectionError
-from qwen3_embeddings.corpus import JobRefusedError, Summary, embed, part_of
+from qwen3_embeddings.corpus import (
+    Counts,
+    Job,
+    JobRefusedError,
+    Options,
+    Progress,
+    Summary,
+    embed,
+    part_of,
+)
+from qwen3_embeddings.corpus.estimate import estimate
 from qwen3_embeddings.corpus.splits import Shard
 
 sys.path.insert(0, os.path.dirname(__file__))
@@ -621,6 +631,36 @@ def test_shard_of_rejects_only_is_done(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl(["NAN"] * 30))
     assert run(tmp_path / "a.jsonl", tmp_path / "out").rejects == 30
     assert run(tmp_path / "a.jsonl", tmp_path / "out", embedder=IDLE()).rejects == 30
+
+
+# Estimates and progress.
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz", "a.csv"])
+def test_estimate_counts_rows_and_tokens_and_writes_nothing(tmp_path: Path, name: str) -> None:
+    texts = [f"{i} " + "word " * 9 for i in range(1000)]
+    if name == "a.parquet":
+        write_parquet(tmp_path / name, texts)
+    else:
+        (tmp_path / name).write_bytes(WRITERS[name](texts))
+    job = Job([f"{tmp_path}/{name}"], f"{tmp_path}/out", Options(shard_rows=100), IDLE())
+    needed = estimate(job, job.plan(), tokens_per_second=100.0, price_per_hour=36.0)
+    assert needed.rows == pytest.approx(1000, rel=0.1)
+    assert needed.tokens == pytest.approx(10_000, rel=0.1)
+    assert needed.seconds == pytest.approx(100, rel=0.1)
+    assert needed.bytes == needed.rows * 32 * 4
+    assert "1.00 at 36.00 per hour" in str(needed).replace("1.01", "1.00").replace("0.99", "1.00")
+    assert not (tmp_path / "out").exists()
+
+
+def test_progress_line_counts_share_rates_and_rejects() -> None:
+    progress = Progress(1000, 500, iter((0, 4000)).__next__)
+    progress.add(Counts(rows=20, weight=250, rejects=3))
+    line = progress.line()
+    assert line.startswith("75.0%, 20 rows")
+    for part in ("rows/s", "tokens/s", "left", "3 rejects"):
+        assert part in line
+    assert "time left unknown" in Progress(10, 0).line()
 
 
 # Names.

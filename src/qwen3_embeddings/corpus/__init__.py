@@ -35,6 +35,7 @@ __all__ = [
     "JobFailedError",
     "JobRefusedError",
     "Options",
+    "Progress",
     "Summary",
     "embed",
     "part_of",

@@ -20,6 +20,9 @@ PLACES = 20
 PER_PLACE = 50
 """Rows of the sample from one split."""
 
+BATCHES = 32
+"""Batches read of a file that is read from its start: its position moves in large steps."""
+
 _BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "binary": 0.125}
 
 
@@ -102,10 +105,14 @@ def _sample(job: Job, plan: Plan) -> list[Rows]:
     chosen = every[:: max(1, len(every) // PLACES)]
     sample = []
     for work, split in chosen:
-        for rows in itertools.islice(readers.read(work.file, [split], job.options, plan.done), 1):
-            few = rows.pick(range(min(PER_PLACE, len(rows.rows))))
-            few.weight = round(rows.weight * len(few.rows) / max(1, len(rows.rows)))
-            sample += list(job.chunker.split(few)) if job.chunker else [few]
+        batches = readers.read(work.file, [split], job.options, plan.done)
+        seen = list(itertools.islice(batches, BATCHES if work.file.sequential else 1))
+        count = sum(len(rows.rows) for rows in seen)
+        if not count:
+            continue
+        few = seen[0].pick(range(min(PER_PLACE, len(seen[0].rows))))
+        few.weight = round(sum(rows.weight for rows in seen) * len(few.rows) / count)
+        sample += list(job.chunker.split(few)) if job.chunker else [few]
     return sample
 
 

@@ -168,7 +168,7 @@ def _read_ranges(file: File, splits: Sequence[Split], options: Options) -> Itera
             assert split.stop is not None
             reached = split.start
             for batch in _batches(_clean(_lines(source, split.start, split.stop))):
-                end = batch[-1][0]
+                end = min(batch[-1][0] + len(batch[-1][1]) + 1, split.stop)
                 yield _rows(split, batch, parse, options, end - reached)
                 reached = end
             yield _rows(split, [], parse, options, split.stop - reached)
