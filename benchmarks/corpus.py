@@ -142,6 +142,9 @@ class Instant:
         """Return what it serves."""
         return Served("instant", "instant", 32, 32, None)
 
+    def _finishing(self) -> Instant:
+        return self
+
     def close(self) -> None:
         """Do nothing."""
 

@@ -5,6 +5,7 @@ Its vectors are a function of the text alone, so a row that was mixed up shows.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import time
@@ -93,6 +94,11 @@ class FakeEmbedder:
 
     def count_tokens(self, texts: str | list[str], *, role: str) -> int | list[int]:
         return len(texts.split()) if isinstance(texts, str) else [len(t.split()) for t in texts]
+
+    def _finishing(self) -> FakeEmbedder:
+        twin = copy.copy(self)
+        twin.on_error = "finish"
+        return twin
 
     def close(self) -> None:
         return None

@@ -343,6 +343,14 @@ class Embedder(Encoding, Closing):
         sibling._usage = Usage()
         return sibling
 
+    def _finishing(self) -> Self:
+        """Return another handle that embeds all other texts when one fails."""
+        sibling = self.__copy__()
+        sibling.on_error = "finish"
+        sibling._policy = dataclasses.replace(self._policy, on_error="finish")
+        sibling._settings = self._settings | {"on_error": "finish"}
+        return sibling
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a copy as `copy.copy` does: an engine is not copied."""
         return self.__copy__()

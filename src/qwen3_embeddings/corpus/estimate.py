@@ -108,10 +108,9 @@ def _sample(job: Job, plan: Plan) -> list[Rows]:
         batches = readers.read(work.file, [split], job.options, plan.done)
         seen = list(itertools.islice(batches, BATCHES if work.file.sequential else 1))
         count = sum(len(rows.rows) for rows in seen)
-        if not count:
-            continue
         few = seen[0].pick(range(min(PER_PLACE, len(seen[0].rows))))
-        few.weight = round(sum(rows.weight for rows in seen) * len(few.rows) / count)
+        weight = sum(rows.weight for rows in seen)  # also of a split inside one long line
+        few.weight = round(weight * len(few.rows) / count) if count else weight
         sample += list(job.chunker.split(few)) if job.chunker else [few]
     return sample
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -147,7 +146,8 @@ class Job:
                     "with the checkpoint's folder or hub id."
                 )
             self.chunker = Chunker(load_tokenizer(model), options.chunk, options.overlap)
-        self.embedder = copy.copy(embedder)  # with a setting and token counts of its own
+        # One that stops at a rejected text would lose the rest of its batch.
+        self.embedder = embedder._finishing()
 
     def close(self) -> None:
         """Release the engine; it stops when no other open embedder uses it."""
@@ -294,7 +294,6 @@ class Job:
 
     def pipeline(self, plan: Plan) -> Pipeline:
         """Start the engine and return what embeds splits."""
-        self.embedder.on_error = "finish"  # here, since pickling for Ray keeps what was passed
         served = self.embedder.start()
         size = self.embedder.dimensions or served.dimensions
         chunks = self.chunker is not None
