@@ -223,8 +223,8 @@ def _hub_refusal(name: str, file: str, error: Exception) -> str:
             why = "HF_HUB_OFFLINE forbids asking the hub"
         return (
             f"there is no folder {name!r} and no copy of that model's {file} in the Hugging Face "
-            f"cache, and {why}. Check the spelling, or run `hf download {name}` where the hub can "
-            "be reached and pass the path of the download."
+            f"cache, and {why}. Check the spelling (for example Qwen/Qwen3-Embedding-0.6B), or run "
+            f"`hf download {name}` where the hub can be reached and pass the path of the download."
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
