@@ -333,6 +333,22 @@ def test_start_keeps_the_random_states_of_the_process(checkpoint: str) -> None:
         assert np.random.random() == expected
 
 
+def test_start_in_a_process_that_imported_flask_succeeds(
+    checkpoint: str, run_script: RunScript
+) -> None:
+    """Flask's `request` raises RuntimeError for any attribute outside of a request."""
+    done = run_script(
+        """
+        import sys
+        import flask
+        from qwen3_embeddings import Embedder
+        print(Embedder(sys.argv[1], dtype="float32").encode_document(["hello"]).shape)
+        """,
+        checkpoint,
+    )
+    assert (done.stdout, done.returncode) == ("(1, 128)\n", 0), done.stderr
+
+
 def test_start_that_fails_says_why(checkpoint: str, tmp_path: Path) -> None:
     with pytest.raises(UnknownModelError, match=r"there is no folder .*/nothing"):
         Embedder(str(tmp_path / "nothing")).start()

@@ -73,6 +73,7 @@ class Core:
             _process_state(),
             _quiet_torch(),
             _no_capture_bar(),
+            _tolerant_kernel_scan(),
         ):
             config = engine_args.create_engine_config()
             self._client = InprocClient(config, Executor.get_class(config), log_stats=False)
@@ -252,6 +253,28 @@ def _environment(**variables: str) -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextlib.contextmanager
+def _tolerant_kernel_scan() -> Iterator[None]:
+    """Let a start succeed in a process that has imported Flask.
+
+    On a CPU, vLLM asks every global object of every imported module for `__dict__`. Flask's proxies
+    such as `flask.request` raise `RuntimeError` outside of a request.
+    """
+    from vllm.triton_utils import dispatcher
+
+    def has_attribute(value: object, name: str) -> bool:
+        try:
+            return hasattr(value, name)
+        except Exception:
+            return False
+
+    dispatcher.hasattr = has_attribute
+    try:
+        yield
+    finally:
+        del dispatcher.hasattr
 
 
 @contextlib.contextmanager
