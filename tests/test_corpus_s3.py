@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -14,14 +13,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from corpus_fake import FakeEmbedder
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from qwen3_embeddings.corpus import JobFailedError, JobRefusedError, embed
 from qwen3_embeddings.corpus.storage import Store
-
-sys.path.insert(0, os.path.dirname(__file__))
-from corpus_fake import FakeEmbedder
 
 pytestmark = pytest.mark.engine  # too slow for `make test-fast`
 TEXTS = [f"row {i}" for i in range(200)]

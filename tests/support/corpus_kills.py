@@ -1,6 +1,6 @@
 """Kills a corpus job with SIGKILL again and again, and reports where each kill landed.
 
-    python tests/corpus_kills.py fake|MODEL INPUTS OUTPUT KILLS
+    python tests/support/corpus_kills.py fake|MODEL INPUTS OUTPUT KILLS
 
 The job runs in forks of this process, which has imported what it needs. A fork kills itself at a
 chosen moment of its work: inside a write, between the write and the rename, between rejects and
@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_embeddings.corpus import embed, shards, storage
-
-sys.path.insert(0, os.path.dirname(__file__))
 
 POINTS = ("write", "rename", "rejects", "renamed", "random")
 OPTIONS: dict[str, Any] = {"id_column": "id", "shard_rows": 20}
