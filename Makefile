@@ -10,6 +10,7 @@ FUZZ_SECONDS ?= 600
 VENV := .venv
 SERVERS := .servers
 OPEN_WEBUI := .open-webui
+FAST := $(VENV)/installed-fast
 BIN := $(VENV)/bin
 PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml) $(wildcard models/*/pyproject.toml)
 EDITABLE := -e '.[embed,server,testing]' $(foreach f,$(filter-out pyproject.toml,$(PROJECTS)),-e $(dir $(f)))
@@ -35,14 +36,16 @@ $(VENV)/installed: Makefile $(PROJECTS)
 	$(PIP) $(EDITABLE) --group dev
 	$(PIP) -e '.[reference]'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	touch $@
+	touch $@ $(FAST)
 
-# What lint, types, docs, dist and test-fast need: everything but vLLM and torch.
-install-fast:
+install-fast: $(FAST)
+
+# What lint, types, docs, dist and test-fast need: everything except vLLM and torch.
+$(FAST): Makefile $(PROJECTS)
 	$(PYTHON) -m venv $(VENV) || { echo "no venv module: apt-get install python3-venv"; exit 1; }
 	$(PIP) --upgrade 'pip>=25.1'
 	$(PIP) $(EDITABLE) --group dev
-	touch $(VENV)/installed
+	touch $@
 
 demo: install
 	$(BIN)/qwen3-embeddings demo
@@ -50,8 +53,8 @@ demo: install
 test: install
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
-# The tests that run no model: they need neither vLLM nor torch, and take less than a minute.
-test-fast: install
+# The tests that run no model: they need neither vLLM nor torch, and last less than a minute.
+test-fast: $(FAST)
 	$(BIN)/python -m pytest -m "not engine and not slow"
 
 # Other servers, in environments of their own: heavy, see tools/servers/install.sh.
@@ -96,7 +99,7 @@ fuzz: install
 	$(BIN)/python tools/fuzz/decoder.py -dict=tools/fuzz/json.dict \
 	  -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build/fuzz/ build/fuzz/corpus tools/fuzz/seeds
 
-lint: install
+lint: $(FAST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
@@ -105,7 +108,7 @@ lint: install
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[bf]*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 
-types: install
+types: $(FAST)
 	$(BIN)/mypy
 	$(BIN)/mypy integrations/langchain/langchain_qwen3_embeddings
 	$(BIN)/mypy models/demo/qwen3_embeddings_demo_model
@@ -113,11 +116,11 @@ types: install
 	  --namespace-packages --explicit-package-bases llama_index/embeddings/qwen3
 
 # Warnings are errors (mkdocs.yml). The variable hides an announcement of another generator.
-docs: install
+docs: $(FAST)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # All four distributions, checked, installed into an empty environment and run there.
-dist: install
+dist: $(FAST)
 	$(PIP) --group dist
 	rm -rf dist
 	for project in $(dir $(PROJECTS)); do $(BIN)/python -m build --outdir dist $$project || exit 1; done

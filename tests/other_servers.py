@@ -25,7 +25,7 @@ from qwen3_embeddings import (
     Report,
     ServerTimeoutError,
     TextError,
-    background,
+    event_loop,
     truncate,
 )
 from qwen3_embeddings.testing import write_checkpoint
@@ -222,9 +222,9 @@ def test_why_a_token_of_the_context_is_left_out(vllm_oldest: RunningServer) -> N
     """Before 0.32 vLLM itself never answers (vllm-project/vllm#48039)."""
     with connect(vllm_oldest, timeout=10, max_retries=0) as remote:
         engine = remote._lease.engine
-        assert background.run(engine.embed([[17] * 2047], None, False)).shape == (1, 128)
+        assert event_loop.run(engine.embed([[17] * 2047], None, False)).shape == (1, 128)
         with pytest.raises(ServerTimeoutError):
-            background.run(engine.embed([[17] * 2048], None, False))
+            event_loop.run(engine.embed([[17] * 2048], None, False))
         assert remote.encode_document(["the server lives"]).shape == (1, 128)
 
 
