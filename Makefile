@@ -55,7 +55,7 @@ test: install
 
 # The tests that run no model: they need neither vLLM nor torch, and last less than a minute.
 test-fast: $(FAST)
-	$(BIN)/python -m pytest -m "not engine and not slow"
+	$(BIN)/python -m pytest -rfE -m "not engine and not slow"
 
 # Other servers, in environments of their own: heavy, see tools/servers/install.sh.
 test-servers: install $(SERVERS)/installed

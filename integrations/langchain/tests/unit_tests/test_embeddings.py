@@ -66,6 +66,7 @@ def test_parameters_and_defaults_equal_the_cores() -> None:
     assert Qwen3Embeddings().api_key is None
 
 
+@pytest.mark.engine  # the constructor looks for vLLM
 def test_construction_imports_and_starts_no_engine() -> None:
     code = (
         "import sys, langchain_qwen3_embeddings as p\n"
