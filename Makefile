@@ -126,7 +126,7 @@ dist: $(FAST)
 	for project in $(dir $(PROJECTS)); do $(BIN)/python -m build --outdir dist $$project || exit 1; done
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
-	DIST=dist $(BIN)/python -m pytest tests/test_dist.py
+	DIST=dist $(BIN)/python -m pytest tests/distributions.py
 
 bench: install
 	$(PIP) --group bench
