@@ -79,7 +79,8 @@ def test_private_parts_that_compat_uses_are_there() -> None:
 
     for owner, names in (
         (EngineArgs, {"create_engine_config"}),
-        (InprocClient, {"add_request", "abort_requests", "get_output", "shutdown"}),
+        (InprocClient, {"add_request", "abort_requests", "get_output"}),
+        (EngineCore, {"shutdown"}),
         (Executor, {"get_class", "shutdown"}),
         (current_platform, {"is_cpu", "get_device_total_memory", "has_device_capability"}),
         (distributed_c10d._world, {"pg_map"}),

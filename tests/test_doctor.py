@@ -646,18 +646,19 @@ def test_repeatable_replicas_that_differ_fails(
 def test_context_gateway_that_truncates_fails(server: RunningServer) -> None:
     with gateway(server, ask={"truncate_prompt_tokens": 64}) as between:
         report = examine(between)
-    assert "context" in named(report, "failure"), report
+    assert named(report, "failure") == {"context"}, report
 
 
 def reverse_rows(asked: dict[str, Any], body: bytes) -> bytes:
-    if asked["encoding_format"] != "bytes_only" or isinstance(asked["input"], str):
+    if asked.get("encoding_format") != "bytes_only" or isinstance(asked["input"], str):
         return body
     return np.frombuffer(body, "<f4").reshape(len(asked["input"]), -1)[::-1].tobytes()
 
 
 def swap_bytes(asked: dict[str, Any], body: bytes) -> bytes:
-    form = asked["encoding_format"]
-    return np.frombuffer(body, "<f4").astype(">f4").tobytes() if form == "bytes_only" else body
+    if asked.get("encoding_format") != "bytes_only":
+        return body
+    return np.frombuffer(body, "<f4").astype(">f4").tobytes()
 
 
 @pytest.mark.parametrize(
@@ -673,9 +674,10 @@ def test_doctor_gateway_that_alters_rows_fails(
 
 def round_values(asked: dict[str, Any], body: bytes) -> bytes:
     """Round to the 16 bits of bfloat16, as servers do that send embed_dtype bfloat16."""
+    if asked.get("encoding_format") != "bytes_only":
+        return body
     bits = np.frombuffer(body, "<u4") + np.uint32(0x8000)
-    form = asked["encoding_format"]
-    return (bits & np.uint32(0xFFFF0000)).tobytes() if form == "bytes_only" else body
+    return (bits & np.uint32(0xFFFF0000)).tobytes()
 
 
 def test_wire_formats_rounded_values_are_ok(server: RunningServer) -> None:

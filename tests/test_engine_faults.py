@@ -6,6 +6,7 @@ Each wait has a time limit, so a caller that nobody answers fails the test.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import threading
@@ -137,6 +138,18 @@ def test_close_whose_cleanup_fails_returns_and_answers_every_caller(
             assert not call.done()
         pool.submit(embedder.close).result(timeout=SECONDS)
         assert isinstance(call.exception(timeout=SECONDS), EngineClosedError)
+
+
+def test_core_dropped_without_a_shutdown_leaves_other_engines_working(
+    checkpoint: str, embedder: Embedder
+) -> None:
+    """vLLM's own finalizer destroys the process groups that all cores share."""
+    embedder.start()
+    core, *_ = lifecycle.start(checkpoint, "float32", {"max_num_seqs": 12})
+    del core
+    gc.unfreeze()
+    gc.collect()
+    assert embedder.encode_document(["still works"]).shape == (1, 128)
 
 
 def test_job_of_a_closed_loop_keeps_the_engine_alive(checkpoint: str, embedder: Embedder) -> None:

@@ -96,12 +96,13 @@ async def pooling(subject: Subject) -> Finding:
     run, growth, noise = await _last_token_effect(subject)
     if growth >= LAST and growth >= 3 * noise:
         return Finding("pooling", "ok", "the last token is pooled", measured=growth)
-    if growth <= MEAN and run >= SURE:
+    if noise < growth <= MEAN and run >= SURE:
         said = f"the last of {run + 1} tokens counts as one of {run + 1}: the mean is pooled"
         return _wrong_pooling(said, growth)
     raise CannotTellError(
         "the first token is not pooled. The last token has too little effect to tell it from the "
-        "mean. Pass --reference to compare with the checkpoint"
+        "mean; if the context check fails, fix that first. Pass --reference to compare with the "
+        "checkpoint"
     )
 
 

@@ -76,14 +76,16 @@ class Core:
             _tolerant_kernel_scan(),
         ):
             config = engine_args.create_engine_config()
+            scheduler, steps = config.scheduler_config, config.max_concurrent_batches
+            texts = max(1, scheduler.max_num_seqs // steps)
+            self.limits = Limits(scheduler.max_num_batched_tokens, texts, steps)
+            self.context: int = config.model_config.max_model_len
+            self._parameters = PoolingParams(task="embed")
+            self._parameters.verify(config.model_config)
             self._client = InprocClient(config, Executor.get_class(config), log_stats=False)
-        self._client._finalizer.atexit = False  # at exit the thread that steps it may still run
-        scheduler, steps = config.scheduler_config, config.max_concurrent_batches
-        texts = max(1, scheduler.max_num_seqs // steps)
-        self.limits = Limits(scheduler.max_num_batched_tokens, texts, steps)
-        self.context: int = config.model_config.max_model_len
-        self._parameters = PoolingParams(task="embed")
-        self._parameters.verify(config.model_config)
+        # It would destroy the process groups, which other cores need, and at exit the thread that
+        # steps this core may still run. `shut_down` does its work.
+        self._client._finalizer.detach()
 
     def add(self, request_id: str, ids: list[int]) -> None:
         """Add a text, as token ids, to those that the next steps compute.
@@ -120,15 +122,15 @@ class Core:
         """Stop the core. Its memory is freed with the last reference to it.
 
         Args:
-            last: whether no other core of this process is in use. The client's own shutdown also
-                destroys the process groups, which the other cores need.
+            last: whether no other core of this process is in use. Only then vLLM's own shutdown may
+                run: it destroys the process groups, which the other cores need.
         """
+        core = self._client.engine_core
         if last:
-            self._client.shutdown()
+            core.shutdown()
             return
-        self._client._finalizer.detach()
-        self._client.engine_core.model_executor.shutdown()
-        self._client.engine_core.scheduler.shutdown()
+        core.model_executor.shutdown()
+        core.scheduler.shutdown()
         gc.unfreeze()  # the start has hidden all objects from the garbage collector
 
 
@@ -193,7 +195,8 @@ def quiet() -> None:
         if not logging.getLogger(name).level:
             logging.getLogger(name).setLevel(logging.ERROR)
     # Behind the filters that are set already, so that -W and a program's own filters win.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm", append=True)
+    modules = rf"vllm|{re.escape(__name__)}"
+    warnings.filterwarnings("ignore", category=FutureWarning, module=modules, append=True)
 
 
 @contextlib.contextmanager
