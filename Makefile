@@ -51,11 +51,11 @@ demo: install
 	$(BIN)/qwen3-embeddings demo
 
 test: install
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 # The tests that run no model: they need neither vLLM nor torch, and last less than a minute.
 test-fast: $(FAST)
-	$(BIN)/python -m pytest -rfE -m "not engine and not slow"
+	$(BIN)/python -m pytest -n 2 -rfE -m "not engine and not slow"
 
 # Other servers, in environments of their own: heavy, see tools/servers/install.sh.
 test-servers: install $(SERVERS)/installed

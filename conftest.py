@@ -26,6 +26,13 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "true",
 }
 
+# Each worker of `pytest -n 2` has a core of its own. Engines of two workers, each with a thread per
+# core, would wait for each other's threads at every layer.
+if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_cores[int(_worker.removeprefix("gw")) % len(_cores)]})
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 
 NEED_ENGINE = {"checkpoint", "engine", "run_script", "server"}
 """Fixtures whose tests run a model, and so need vLLM or torch."""
