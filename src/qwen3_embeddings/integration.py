@@ -157,6 +157,7 @@ class EmbedderHandle(Closing):
     _embedder: Embedder
     _own_settings: ClassVar[tuple[str, ...]] = ()
     _changeable: ClassVar[frozenset[str]] = frozenset()
+    _copying: ClassVar[str] = "Make a copy with model_copy(update={{'{name}': …}})."
 
     @property
     def embedding_dimension(self) -> int:
@@ -259,6 +260,6 @@ class EmbedderHandle(Closing):
             # A setting changed later would not reach the engine. The framework's own error would
             # show the value, which may be a key.
             if not name.startswith("_") and name not in self._changeable:
-                way = f"model_copy(update={{{name!r}: …}})"
-                raise ConfigurationError(f"{name} cannot be changed. Make a copy with {way}.")
+                advice = self._copying.format(name=name)
+                raise ConfigurationError(f"{name} cannot be changed. {advice}")
             super().__setattr__(name, value)

@@ -1,0 +1,271 @@
+"""`Qwen3TextEmbedder` and `Qwen3DocumentEmbedder`: the core's Embedder as Haystack components.
+
+The package lies under `haystack_integrations` because Haystack loads pipelines from YAML only from
+modules that it trusts, and this one is among them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self, TypedDict, Unpack
+
+from haystack import Document, component, default_from_dict, default_to_dict
+from haystack.utils import Secret, deserialize_secrets_inplace
+
+from qwen3_embeddings import Embedder, Task, Usage
+from qwen3_embeddings.integration import Dtype, EmbedderHandle, EngineKind, Overflow, to_list
+
+_KEY = Secret.from_env_var("QWEN3_EMBEDDINGS_API_KEY", strict=False)
+
+
+class Settings(TypedDict, total=False):
+    """Arguments of both components, which mean what they mean in `qwen3_embeddings.Embedder`."""
+
+    dimensions: int | None
+    task: str | Task
+    query_instruction: str | None
+    document_instruction: str | None
+    engine: EngineKind | None
+    dtype: Dtype
+    overflow: Overflow
+    timeout: float | None
+    max_retries: int
+    engine_kwargs: Mapping[str, Any] | None
+
+
+class _Component(EmbedderHandle):
+    """What both components share: the engine and the form in YAML.
+
+    Subclasses call it by name: `@component` makes another class, in which `super()` fails.
+    """
+
+    _copying: ClassVar[str] = "Make another component with it."
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None,
+        api_base_url: str | None,
+        api_key: Secret | None,
+        settings: Settings,
+    ) -> None:
+        self._settings = settings
+        self._api_key = api_key
+        self._model, self._api_base_url = model, api_base_url
+        self._embedder = self._make_embedder()
+
+    def _make_embedder(self) -> Embedder:
+        return Embedder(
+            self._model,
+            base_url=self._api_base_url,
+            api_key=self._api_key.resolve_value() if self._api_key else None,
+            **self._settings,
+        )
+
+    # Haystack's life cycle: a closed component is warmed up again before its next run.
+
+    def warm_up(self) -> None:
+        """Start the engine, or reach the server. May be repeated."""
+        self._embedder.start()
+
+    async def warm_up_async(self) -> None:
+        """Start the engine like `warm_up`."""
+        await self._embedder.astart()
+
+    def close(self) -> None:
+        """Release the engine; it stops when no other open object uses it."""
+        self._embedder.close()
+        self._embedder = self._make_embedder()
+
+    async def close_async(self) -> None:
+        """Release the engine like `close`."""
+        await self._embedder.aclose()
+        self._embedder = self._make_embedder()
+
+    aclose = close_async
+
+    # YAML.
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the component as Haystack writes it to YAML, without the key.
+
+        Raises:
+            ValueError: `api_key` was made by `Secret.from_token`; use `Secret.from_env_var`.
+        """
+        settings: dict[str, Any] = dict(self._settings)
+        if isinstance(task := settings.get("task"), Task):
+            settings["task"] = dataclasses.asdict(task)
+        return default_to_dict(
+            self,
+            model=None if self._model is None else os.fspath(self._model),
+            api_base_url=self._api_base_url,
+            api_key=self._api_key.to_dict() if self._api_key else None,
+            **settings,
+        )
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Return the component that `to_dict` described."""
+        arguments = dict(data.get("init_parameters", {}))
+        if isinstance(task := arguments.get("task"), Mapping):
+            arguments["task"] = Task(**task)
+        deserialize_secrets_inplace(arguments, ["api_key"])
+        return default_from_dict(cls, data | {"init_parameters": arguments})
+
+    def _meta(self, usage: Usage) -> dict[str, Any]:
+        return {"model": self._embedder.model, "usage": dataclasses.asdict(usage)}
+
+
+@component
+class Qwen3TextEmbedder(_Component):
+    """Embed a query, under the instruction of the task.
+
+    Documents are embedded by `Qwen3DocumentEmbedder`. The components of one configuration share
+    one engine.
+
+    Args:
+        model: hub id, folder, or name on the server. Default: QWEN3_EMBEDDINGS_MODEL, else what
+            the server serves, else Qwen/Qwen3-Embedding-0.6B.
+        api_base_url: root of an OpenAI-compatible server. Default: QWEN3_EMBEDDINGS_BASE_URL.
+            Without either, vLLM runs in this process.
+        api_key: the server's key. Default: the environment's QWEN3_EMBEDDINGS_API_KEY.
+        settings: `dimensions`, `task`, `query_instruction`, `document_instruction`, `engine`,
+            `dtype`, `overflow`, `timeout`, `max_retries` and `engine_kwargs` of
+            `qwen3_embeddings.Embedder`.
+
+    Raises:
+        ConfigurationError: an argument has a value that cannot work.
+        DimensionsError: `dimensions` is out of range.
+
+    Example:
+        >>> embedder = Qwen3TextEmbedder("Qwen/Qwen3-Embedding-0.6B", dimensions=512)
+        >>> len(embedder.run("How is bread made?")["embedding"])
+        512
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        api_base_url: str | None = None,
+        api_key: Secret | None = _KEY,
+        **settings: Unpack[Settings],
+    ) -> None:
+        _Component.__init__(self, model, api_base_url, api_key, settings)
+
+    @component.output_types(embedding=list[float], meta=dict[str, Any])
+    def run(self, text: str) -> dict[str, Any]:
+        """Embed a query.
+
+        Args:
+            text: the query.
+
+        Returns:
+            `embedding`, a unit vector (dimensions,); `meta` with the model and the token usage.
+            The errors are those of `qwen3_embeddings.Embedder.encode_query`.
+        """
+        usage = Usage()
+        [row] = to_list(self._embedder.encode_query([text], usage=usage))
+        return {"embedding": row, "meta": self._meta(usage)}
+
+    @component.output_types(embedding=list[float], meta=dict[str, Any])
+    async def run_async(self, text: str) -> dict[str, Any]:
+        """Embed a query like `run`; cancelling drops its text from the engine."""
+        usage = Usage()
+        [row] = to_list(await self._embedder.aencode_query([text], usage=usage))
+        return {"embedding": row, "meta": self._meta(usage)}
+
+
+@component
+class Qwen3DocumentEmbedder(_Component):
+    """Embed documents, without an instruction unless the task is symmetric.
+
+    Args:
+        model: hub id, folder, or name on the server, as in `Qwen3TextEmbedder`.
+        api_base_url: root of an OpenAI-compatible server.
+        api_key: the server's key.
+        meta_fields_to_embed: names of metadata fields whose values precede the content.
+        embedding_separator: text between these values and the content.
+        progress_bar: draw a progress bar.
+        settings: as in `Qwen3TextEmbedder`. Both components need the same model and size.
+
+    Raises:
+        ConfigurationError: an argument has a value that cannot work.
+        DimensionsError: `dimensions` is out of range.
+
+    Example:
+        >>> embedder = Qwen3DocumentEmbedder(dimensions=512, meta_fields_to_embed=["title"])
+        >>> embedder.run([Document(content="Baked in an oven.", meta={"title": "Bread"})])
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        api_base_url: str | None = None,
+        api_key: Secret | None = _KEY,
+        meta_fields_to_embed: Sequence[str] = (),
+        embedding_separator: str = "\n",
+        progress_bar: bool = False,
+        **settings: Unpack[Settings],
+    ) -> None:
+        _Component.__init__(self, model, api_base_url, api_key, settings)
+        self._fields = list(meta_fields_to_embed)
+        self._separator = embedding_separator
+        self._progress_bar = progress_bar
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the component like `Qwen3TextEmbedder.to_dict`."""
+        data = _Component.to_dict(self)
+        data["init_parameters"] |= {
+            "meta_fields_to_embed": self._fields,
+            "embedding_separator": self._separator,
+            "progress_bar": self._progress_bar,
+        }
+        return data
+
+    @component.output_types(documents=list[Document], meta=dict[str, Any])
+    def run(self, documents: list[Document]) -> dict[str, Any]:
+        """Embed documents.
+
+        Args:
+            documents: the documents.
+
+        Returns:
+            `documents`, copies with a unit vector as `embedding`, in their order; `meta` with the
+            model and the token usage. The errors are those of
+            `qwen3_embeddings.Embedder.encode_document`; one without content is a `TextTypeError`.
+        """
+        usage = Usage()
+        texts: Any = self._texts(documents)
+        rows = self._embedder.encode_document(texts, show_progress=self._progress_bar, usage=usage)
+        return self._embedded(documents, to_list(rows), usage)
+
+    @component.output_types(documents=list[Document], meta=dict[str, Any])
+    async def run_async(self, documents: list[Document]) -> dict[str, Any]:
+        """Embed documents like `run`; cancelling drops their texts from the engine."""
+        usage = Usage()
+        texts: Any = self._texts(documents)
+        rows = await self._embedder.aencode_document(
+            texts, show_progress=self._progress_bar, usage=usage
+        )
+        return self._embedded(documents, to_list(rows), usage)
+
+    def _texts(self, documents: list[Document]) -> list[str | None]:
+        return [self._text(document) for document in documents]
+
+    def _text(self, document: Document) -> str | None:
+        """Return what to embed; None, which the core refuses, for no text at all."""
+        values = [document.meta.get(name) for name in self._fields]
+        parts = [str(value) for value in values if value is not None]
+        if document.content is not None:
+            parts.append(document.content)
+        return self._separator.join(parts) if parts else None
+
+    def _embedded(
+        self, documents: list[Document], rows: list[list[float]], usage: Usage
+    ) -> dict[str, Any]:
+        pairs = zip(documents, rows, strict=True)
+        copies = [dataclasses.replace(document, embedding=row) for document, row in pairs]
+        return {"documents": copies, "meta": self._meta(usage)}

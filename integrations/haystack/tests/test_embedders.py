@@ -1,0 +1,187 @@
+"""The embedders in real Haystack pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import qwen3_embeddings_demo_model
+from haystack import Document, Pipeline
+from haystack.components.retrievers.in_memory import InMemoryEmbeddingRetriever
+from haystack.components.writers import DocumentWriter
+from haystack.document_stores.in_memory import InMemoryDocumentStore
+from haystack.utils import Secret
+from haystack_integrations.components.embedders.qwen3 import (
+    Qwen3DocumentEmbedder,
+    Qwen3TextEmbedder,
+)
+
+from qwen3_embeddings import ConfigurationError, DimensionsError, Embedder, Task, TextTypeError
+
+MODEL = str(qwen3_embeddings_demo_model.path())
+SERVER = "http://127.0.0.1:9/v1"
+KEY = "sk-not-to-be-written"
+LOCAL: dict[str, Any] = {"model": MODEL, "engine": "reference", "dimensions": 64}
+PASSAGES = [
+    Document(content="Bread dough rises because yeast turns sugar into carbon dioxide."),
+    Document(content="The Moon causes the tides: its gravity pulls the oceans towards it."),
+    Document(content="Bees tell each other where flowers are by dancing."),
+]
+QUERY = "why does the sea come in and go out"
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Iterator[Embedder]:
+    with Embedder(MODEL, engine="reference", dimensions=64) as shared:
+        yield shared
+
+
+def index(store: InMemoryDocumentStore) -> Pipeline:
+    pipeline = Pipeline()
+    pipeline.add_component("embedder", Qwen3DocumentEmbedder(**LOCAL))
+    pipeline.add_component("writer", DocumentWriter(store))
+    pipeline.connect("embedder.documents", "writer.documents")
+    return pipeline
+
+
+def search(store: InMemoryDocumentStore) -> Pipeline:
+    pipeline = Pipeline()
+    pipeline.add_component("embedder", Qwen3TextEmbedder(**LOCAL))
+    pipeline.add_component("retriever", InMemoryEmbeddingRetriever(store, top_k=3))
+    pipeline.connect("embedder.embedding", "retriever.query_embedding")
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def store(embedder: Embedder) -> InMemoryDocumentStore:
+    """A store with the passages; the embedder keeps the engine for all pipelines."""
+    store = InMemoryDocumentStore(embedding_similarity_function="cosine")
+    result = index(store).run({"embedder": {"documents": PASSAGES}})
+    assert result["writer"] == {"documents_written": 3}
+    assert result["embedder"]["meta"]["usage"]["texts"] == 3
+    return store
+
+
+@pytest.mark.engine
+def test_pipeline_embeds_documents_and_queries_in_their_roles(
+    store: InMemoryDocumentStore, embedder: Embedder
+) -> None:
+    stored = {document.id: document.embedding for document in store.filter_documents()}
+    documents = embedder.encode_document([str(passage.content) for passage in PASSAGES])
+    rows = np.array([stored[passage.id] for passage in PASSAGES])
+    assert np.abs(rows - documents).max() < 1e-6
+
+    found = search(store).run({"embedder": {"text": QUERY}})["retriever"]["documents"]
+    cosines = documents @ embedder.encode_query(QUERY)
+    assert found[0].content == PASSAGES[1].content
+    assert [hit.score for hit in found] == pytest.approx(sorted(cosines, reverse=True), abs=1e-5)
+
+
+@pytest.mark.engine
+def test_pipeline_loaded_from_yaml_finds_the_same(store: InMemoryDocumentStore) -> None:
+    pipeline = search(store)
+    loaded = Pipeline.loads(pipeline.dumps())
+    assert loaded.get_component("embedder") == pipeline.get_component("embedder")
+    inputs = {"embedder": {"text": QUERY}}
+    vector, same = (
+        each.run(inputs, include_outputs_from={"embedder"})["embedder"]["embedding"]
+        for each in (pipeline, loaded)
+    )
+    assert same == vector
+
+
+@pytest.mark.engine
+async def test_run_async_returns_what_run_returns(embedder: Embedder) -> None:
+    text, documents = Qwen3TextEmbedder(**LOCAL), Qwen3DocumentEmbedder(**LOCAL)
+    await text.warm_up_async()
+    assert await text.run_async(QUERY) == text.run(QUERY)
+    assert await documents.run_async(PASSAGES) == documents.run(PASSAGES)
+    for component in (text, documents):
+        await component.close_async()
+
+
+@pytest.mark.engine
+def test_documents_embed_metadata_before_content(embedder: Embedder) -> None:
+    documents = [
+        Document(content="Baked in an oven.", meta={"title": "Bread", "page": 3, "note": None}),
+        Document(content=None, meta={"title": "Tides"}),
+        Document(content="No metadata."),
+    ]
+    component = Qwen3DocumentEmbedder(
+        **LOCAL, meta_fields_to_embed=["title", "page", "note"], embedding_separator=" | "
+    )
+    result = component.run(documents)["documents"]
+    expected = embedder.encode_document(["Bread | 3 | Baked in an oven.", "Tides", "No metadata."])
+    assert np.abs(np.array([each.embedding for each in result]) - expected).max() < 1e-6
+    assert [each.content for each in result] == [each.content for each in documents]
+    assert all(each.embedding is None for each in documents)
+
+
+@pytest.mark.engine
+def test_document_without_text_is_refused_by_its_position(embedder: Embedder) -> None:
+    with pytest.raises(TextTypeError) as caught:
+        Qwen3DocumentEmbedder(**LOCAL).run([*PASSAGES, Document(content=None)])
+    assert caught.value.positions == (3,)
+
+
+@pytest.mark.engine
+def test_closed_component_is_warmed_up_again(embedder: Embedder) -> None:
+    component = Qwen3TextEmbedder(**LOCAL)
+    component.warm_up()
+    before = component.run(QUERY)
+    component.close()
+    assert component.run(QUERY) == before
+
+
+def remote(kind: Any = Qwen3TextEmbedder, **settings: Any) -> Any:
+    return kind(**({"model": "demo", "api_base_url": SERVER} | settings))
+
+
+@pytest.mark.parametrize("kind", [Qwen3TextEmbedder, Qwen3DocumentEmbedder])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dimensions": 128, "task": "code", "overflow": "mean", "max_retries": 2},
+        {"task": Task("products", "Retrieve similar products", symmetric=True)},
+        {"query_instruction": "Find the spare part", "document_instruction": "A spare part"},
+        {"model": None, "api_key": None},
+    ],
+)
+def test_yaml_round_trip_makes_an_equal_component(kind: Any, settings: dict[str, Any]) -> None:
+    pipeline = Pipeline()
+    pipeline.add_component("embedder", remote(kind, **settings))
+    loaded = Pipeline.loads(pipeline.dumps())
+    assert loaded.get_component("embedder") == remote(kind, **settings)
+    assert loaded.dumps() == pipeline.dumps()
+
+
+def test_yaml_round_trip_keeps_the_fields_of_documents() -> None:
+    component = remote(
+        Qwen3DocumentEmbedder,
+        meta_fields_to_embed=["title"], embedding_separator=" ", progress_bar=True,
+    )  # fmt: skip
+    data = component.to_dict()
+    assert Qwen3DocumentEmbedder.from_dict(data).to_dict() == data
+    assert data["init_parameters"]["meta_fields_to_embed"] == ["title"]
+
+
+def test_yaml_names_the_variable_of_the_key_not_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_KEY", KEY)
+    component = remote(api_key=Secret.from_env_var("GATEWAY_KEY"))
+    data = component.to_dict()
+    assert data["init_parameters"]["api_key"]["env_vars"] == ["GATEWAY_KEY"]
+    assert KEY not in str(data) + repr(component)
+    with pytest.raises(ValueError, match="token"):
+        remote(api_key=Secret.from_token(KEY)).to_dict()
+
+
+def test_dimensions_out_of_range_are_refused_before_anything_starts() -> None:
+    with pytest.raises(DimensionsError):
+        remote(dimensions=16)
+
+
+def test_setting_an_attribute_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot be changed\. Make another component"):
+        remote().dimensions = 32
