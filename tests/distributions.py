@@ -27,9 +27,15 @@ PACKAGES = {
     "qwen3_embeddings": "qwen3_embeddings",
     "langchain_qwen3_embeddings": "langchain_qwen3_embeddings",
     "llama_index_embeddings_qwen3": "llama_index/embeddings/qwen3",
+    "chromadb_qwen3_embeddings": "chromadb_qwen3_embeddings",
+    "qwen3_embeddings_haystack": "haystack_integrations/components/embedders/qwen3",
     "qwen3_embeddings_demo_model": "qwen3_embeddings_demo_model",
 }
 """Import path of each distribution."""
+
+INTEGRATIONS = [
+    name for name in PACKAGES if name not in {"qwen3_embeddings", "qwen3_embeddings_demo_model"}
+]
 
 
 def wheel_of(name: str) -> Path:
@@ -81,7 +87,7 @@ def test_readme_every_distribution_has_absolute_links_only(name: str) -> None:
     assert [target for target in targets if not target.startswith(("https://", "#"))] == []
 
 
-@pytest.mark.parametrize("name", ["langchain_qwen3_embeddings", "llama_index_embeddings_qwen3"])
+@pytest.mark.parametrize("name", INTEGRATIONS)
 def test_extras_of_integrations_equal_those_of_the_core(name: str) -> None:
     extras = {"vllm", "vllm-cpu", "reference"}
     assert extras <= set(metadata_of(name).get_all("Provides-Extra", []))
@@ -93,7 +99,7 @@ def test_extras_of_integrations_equal_those_of_the_core(name: str) -> None:
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with the four wheels and what they depend on."""
+    """The interpreter of an environment with all wheels and what they depend on."""
     folder = tmp_path_factory.mktemp("dist") / "venv"
     base = os.environ.get("DIST_PYTHON", sys.executable)
     subprocess.run([base, "-m", "venv", folder], check=True)

@@ -50,7 +50,7 @@ def test_integration_names_are_complete() -> None:
     assert integration.__all__ == sorted(integration.__all__, key=lambda n: (not n.isupper(), n))
 
 
-@pytest.mark.parametrize("adapter", ["langchain", "llama-index"])
+@pytest.mark.parametrize("adapter", ["chroma", "haystack", "langchain", "llama-index"])
 def test_adapters_import_only_public_modules(adapter: str) -> None:
     folder = Path(__file__).parents[1] / "integrations" / adapter
     modules = {
@@ -74,7 +74,7 @@ def test_distributions_share_one_version() -> None:
         for path in root.rglob("__init__.py")
         if not {".venv", "build"} & set(path.parts) and "__version__ =" in path.read_text()
     }
-    assert len(declared) == 4
+    assert len(declared) == 6
     assert {tuple(version) for version in declared.values()} == {(qwen3_embeddings.__version__,)}
     assert f"## [{qwen3_embeddings.__version__}]" in (root / "CHANGELOG.md").read_text()
 

@@ -30,7 +30,7 @@ BLOCK = re.compile(
 )
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for pattern in ("README.md", "integrations/l*/README.md", "docs/**/*.md")
+    for pattern in ("README.md", "integrations/[chl]*/README.md", "docs/**/*.md")
     for path in sorted(ROOT.glob(pattern))
 }
 PUBLISHED = [page for page in PAGES if page.endswith("README.md")]  # what PyPI shows
