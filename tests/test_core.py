@@ -70,9 +70,10 @@ def test_engine_names_are_the_registered_engines() -> None:
 def test_distributions_share_one_version() -> None:
     root = Path(__file__).parents[1]
     declared = {
-        path.parent.name: re.findall(r'^__version__ = "(.+)"$', path.read_text(), re.MULTILINE)
-        for path in root.rglob("__init__.py")
-        if not {".venv", "build"} & set(path.parts) and "__version__ =" in path.read_text()
+        path: re.findall(r'^__version__ = "(.+)"$', path.read_text(), re.MULTILINE)
+        for folder in ("src", "integrations", "models")
+        for path in (root / folder).rglob("__init__.py")
+        if "__version__ =" in path.read_text()
     }
     assert len(declared) == 6
     assert {tuple(version) for version in declared.values()} == {(qwen3_embeddings.__version__,)}
