@@ -130,12 +130,6 @@ def test_pgvector_statements_work_in_postgresql_with_its_index_limits(tmp_path: 
     assert "4000 dimensions" in refused[1]
 
 
-def test_recipes_are_all_tested() -> None:
-    recipes = {path.name for path in (ROOT / "examples").glob("recipe_*.py")}
-    tested = Path(__file__).read_text() + (ROOT / "tests" / "recipes_mteb.py").read_text()
-    assert {name for name in recipes if name not in tested} == {"recipe_lancedb_registry.py"}
-
-
 def test_environment_has_the_recorded_versions() -> None:
     readme = (ROOT / "examples" / "README.md").read_text()
     script = "import sys; from importlib.metadata import version as v; print(v(sys.argv[1]))"
