@@ -22,6 +22,7 @@ from qwen3_embeddings.testing import write_checkpoint
 for _name in [name for name in os.environ if name.startswith("QWEN3_EMBEDDINGS_")]:
     del os.environ[_name]
 os.environ |= {
+    "HAYSTACK_TELEMETRY_ENABLED": "False",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "true",
 }

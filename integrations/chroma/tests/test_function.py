@@ -13,6 +13,7 @@ import pytest
 import qwen3_embeddings_demo_model
 from chromadb_qwen3_embeddings import Qwen3EmbeddingFunction
 
+from conftest import RunningServer
 from qwen3_embeddings import ConfigurationError, DimensionsError, Embedder, Task
 
 MODEL = str(qwen3_embeddings_demo_model.path())
@@ -110,6 +111,13 @@ def test_config_keeps_the_model_of_the_environment(monkeypatch: pytest.MonkeyPat
     config = remote(model=None).get_config()
     monkeypatch.setenv("QWEN3_EMBEDDINGS_MODEL", "another")
     assert Qwen3EmbeddingFunction.build_from_config(config) == remote()
+
+
+def test_config_without_model_names_the_one_that_the_server_runs(server: RunningServer) -> None:
+    with Qwen3EmbeddingFunction(base_url=server.base_url, api_key=server.api_key) as function:
+        config = function.get_config()
+    assert config["model"] == server.model
+    assert server.api_key not in str(config)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from haystack_integrations.components.embedders.qwen3 import (
     Qwen3TextEmbedder,
 )
 
+from conftest import RunningServer
 from qwen3_embeddings import ConfigurationError, DimensionsError, Embedder, Task, TextTypeError
 
 MODEL = str(qwen3_embeddings_demo_model.path())
@@ -133,6 +134,22 @@ def test_closed_component_is_warmed_up_again(embedder: Embedder) -> None:
     before = component.run(QUERY)
     component.close()
     assert component.run(QUERY) == before
+
+
+async def test_component_loaded_for_a_server_reads_its_key(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY_KEY", server.api_key)
+    key = Secret.from_env_var("GATEWAY_KEY")
+    written = Qwen3TextEmbedder(api_base_url=server.base_url, api_key=key, dimensions=64).to_dict()
+    component = Qwen3TextEmbedder.from_dict(written)
+    result = component.run(QUERY)
+    assert np.linalg.norm(result["embedding"]) == pytest.approx(1, abs=1e-5)
+    assert len(result["embedding"]) == 64
+    assert result["meta"]["model"] == server.model
+    assert result["meta"]["usage"]["texts"] == 1
+    assert await component.run_async(QUERY) == result
+    component.close()
 
 
 def remote(kind: Any = Qwen3TextEmbedder, **settings: Any) -> Any:

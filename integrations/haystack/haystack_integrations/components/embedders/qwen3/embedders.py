@@ -114,7 +114,8 @@ class _Component(EmbedderHandle):
         return default_from_dict(cls, data | {"init_parameters": arguments})
 
     def _meta(self, usage: Usage) -> dict[str, Any]:
-        return {"model": self._embedder.model, "usage": dataclasses.asdict(usage)}
+        model = self._embedder.model or self._embedder.start().model  # the server has answered
+        return {"model": model, "usage": dataclasses.asdict(usage)}
 
 
 @component
