@@ -23,7 +23,7 @@ TEXT = (
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences; the splitter's own way downloads a tokenizer of NLTK."""
+    """Return the sentences; the default splitter would download a tokenizer of NLTK."""
     return re.split(r"(?<=[.!?] )", text)
 
 

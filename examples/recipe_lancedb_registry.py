@@ -30,7 +30,7 @@ PASSAGES = [
 
 @register("qwen3")
 class Qwen3EmbeddingFunction(EmbeddingFunction):
-    """Qwen3-Embedding, with LanceDB's own retries switched off: the embedder has better ones."""
+    """Qwen3-Embedding. LanceDB does not retry, because the embedder does."""
 
     model: str | None = None
     dimensions: int | None = None

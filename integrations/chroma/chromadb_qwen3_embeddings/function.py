@@ -18,6 +18,7 @@ from qwen3_embeddings.integration import (
     EngineKind,
     Overflow,
     SupportsSecret,
+    show_headers,
 )
 
 
@@ -48,6 +49,8 @@ class Qwen3EmbeddingFunction(EmbedderHandle, EmbeddingFunction[Documents]):
         overflow: what to do with a text over the context: "error", "truncate" or "mean".
         timeout: seconds that one request to a server may take.
         max_retries: number of retries for transient failures of a server.
+        default_headers: sent with every request to a server. Secret ones (under a name like
+            Authorization or X-Api-Key) are never stored, so a reopened collection lacks them.
         engine_kwargs: further arguments of the engine.
 
     Raises:
@@ -81,6 +84,7 @@ class Qwen3EmbeddingFunction(EmbedderHandle, EmbeddingFunction[Documents]):
         overflow: Overflow = "error",
         timeout: float | None = TIMEOUT,
         max_retries: int = 4,
+        default_headers: Mapping[str, str | SupportsSecret] | None = None,
         engine_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         settings = {k: v for k, v in locals().items() if k not in {"self", "__class__"}}
@@ -88,6 +92,7 @@ class Qwen3EmbeddingFunction(EmbedderHandle, EmbeddingFunction[Documents]):
         # Stored as resolved, so that another process's environment does not change the model.
         resolved = {k: getattr(self._embedder, k) for k in ("model", "base_url", "dimensions")}
         self._config = settings | resolved | {"engine": self._embedder.engine}
+        self._config["default_headers"] = show_headers(default_headers or {}) or None
         del self._config["api_key"]
 
     def __call__(self, input: Documents) -> Embeddings:  # noqa: A002  Chroma passes it by name

@@ -96,7 +96,7 @@ def test_created_collection_has_cosine_distance_and_no_key_on_disk(
         {"dimensions": 128, "task": "code", "overflow": "mean", "max_retries": 2},
         {"task": Task("products", "Retrieve similar products", symmetric=True)},
         {"query_instruction": "Find the spare part", "document_instruction": "A spare part"},
-        {"api_key": KEY},
+        {"api_key": KEY, "default_headers": {"X-Tenant": "search"}},
     ],
 )
 def test_config_round_trip_through_json_builds_an_equal_function(settings: dict[str, Any]) -> None:
@@ -104,6 +104,12 @@ def test_config_round_trip_through_json_builds_an_equal_function(settings: dict[
     config = json.loads(json.dumps(function.get_config()))
     assert Qwen3EmbeddingFunction.build_from_config(config) == function
     assert KEY not in json.dumps(config)
+
+
+def test_config_holds_no_secret_header() -> None:
+    function = remote(default_headers={"Authorization": f"Basic {KEY}", "X-Tenant": "search"})
+    assert function.get_config()["default_headers"] == {"X-Tenant": "search"}
+    assert KEY not in str(function.get_config()) + repr(function)
 
 
 def test_config_keeps_the_model_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

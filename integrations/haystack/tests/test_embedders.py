@@ -163,7 +163,7 @@ def remote(kind: Any = Qwen3TextEmbedder, **settings: Any) -> Any:
         {"dimensions": 128, "task": "code", "overflow": "mean", "max_retries": 2},
         {"task": Task("products", "Retrieve similar products", symmetric=True)},
         {"query_instruction": "Find the spare part", "document_instruction": "A spare part"},
-        {"model": None, "api_key": None},
+        {"model": None, "api_key": None, "default_headers": {"X-Tenant": "search"}},
     ],
 )
 def test_yaml_round_trip_makes_an_equal_component(kind: Any, settings: dict[str, Any]) -> None:
@@ -184,12 +184,17 @@ def test_yaml_round_trip_keeps_the_fields_of_documents() -> None:
     assert data["init_parameters"]["meta_fields_to_embed"] == ["title"]
 
 
-def test_yaml_names_the_variable_of_the_key_not_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_yaml_names_the_variable_of_the_key_and_holds_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("GATEWAY_KEY", KEY)
     component = remote(api_key=Secret.from_env_var("GATEWAY_KEY"))
     data = component.to_dict()
     assert data["init_parameters"]["api_key"]["env_vars"] == ["GATEWAY_KEY"]
     assert KEY not in str(data) + repr(component)
+    headers = {"Authorization": f"Basic {KEY}", "X-Tenant": "search"}
+    written = remote(default_headers=headers).to_dict()["init_parameters"]
+    assert written["default_headers"] == {"X-Tenant": "search"}
     with pytest.raises(ValueError, match="token"):
         remote(api_key=Secret.from_token(KEY)).to_dict()
 

@@ -15,7 +15,14 @@ from haystack import Document, component, default_from_dict, default_to_dict
 from haystack.utils import Secret, deserialize_secrets_inplace
 
 from qwen3_embeddings import Embedder, Task, Usage
-from qwen3_embeddings.integration import Dtype, EmbedderHandle, EngineKind, Overflow, to_list
+from qwen3_embeddings.integration import (
+    Dtype,
+    EmbedderHandle,
+    EngineKind,
+    Overflow,
+    show_headers,
+    to_list,
+)
 
 _KEY = Secret.from_env_var("QWEN3_EMBEDDINGS_API_KEY", strict=False)
 
@@ -32,6 +39,7 @@ class Settings(TypedDict, total=False):
     overflow: Overflow
     timeout: float | None
     max_retries: int
+    default_headers: Mapping[str, str] | None
     engine_kwargs: Mapping[str, Any] | None
 
 
@@ -88,7 +96,7 @@ class _Component(EmbedderHandle):
     # YAML.
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the component as Haystack writes it to YAML, without the key.
+        """Return the component as Haystack writes it to YAML, without key and secret headers.
 
         Raises:
             ValueError: `api_key` was made by `Secret.from_token`; use `Secret.from_env_var`.
@@ -96,6 +104,8 @@ class _Component(EmbedderHandle):
         settings: dict[str, Any] = dict(self._settings)
         if isinstance(task := settings.get("task"), Task):
             settings["task"] = dataclasses.asdict(task)
+        if headers := settings.get("default_headers"):
+            settings["default_headers"] = show_headers(headers)
         return default_to_dict(
             self,
             model=None if self._model is None else os.fspath(self._model),
@@ -132,8 +142,8 @@ class Qwen3TextEmbedder(_Component):
             Without either, vLLM runs in this process.
         api_key: the server's key. Default: the environment's QWEN3_EMBEDDINGS_API_KEY.
         settings: `dimensions`, `task`, `query_instruction`, `document_instruction`, `engine`,
-            `dtype`, `overflow`, `timeout`, `max_retries` and `engine_kwargs` of
-            `qwen3_embeddings.Embedder`.
+            `dtype`, `overflow`, `timeout`, `max_retries`, `default_headers` and `engine_kwargs`
+            of `qwen3_embeddings.Embedder`. YAML holds no secret header, such as Authorization.
 
     Raises:
         ConfigurationError: an argument has a value that cannot work.
