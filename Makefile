@@ -85,7 +85,7 @@ $(OPEN_WEBUI)/installed:
 	touch $@
 
 # Examples with mteb, BERTopic, DSPy, txtai and pgvector in an environment of their own, against a
-# real server: 2 GB, and some four minutes. examples/README.md records the versions.
+# real server: 3 GB, and some four minutes. examples/README.md records the versions.
 test-recipes: install $(RECIPES)/installed
 	RECIPES=$(RECIPES) $(BIN)/python -m pytest tests/recipes.py
 
