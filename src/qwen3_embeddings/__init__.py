@@ -35,7 +35,7 @@ from qwen3_embeddings.models import MODELS, Model
 from qwen3_embeddings.prompts import TASKS, Task
 from qwen3_embeddings.vectors import similarity, truncate
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "MODELS",

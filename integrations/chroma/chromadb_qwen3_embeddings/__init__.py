@@ -2,6 +2,6 @@
 
 from chromadb_qwen3_embeddings.function import Qwen3EmbeddingFunction
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["Qwen3EmbeddingFunction", "__version__"]

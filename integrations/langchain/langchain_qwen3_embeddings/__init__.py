@@ -2,6 +2,6 @@
 
 from langchain_qwen3_embeddings.embeddings import Qwen3Embeddings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["Qwen3Embeddings", "__version__"]

@@ -2,6 +2,6 @@
 
 from llama_index.embeddings.qwen3.base import Qwen3Embedding
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["Qwen3Embedding"]

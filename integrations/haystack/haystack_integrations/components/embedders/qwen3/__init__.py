@@ -5,6 +5,6 @@ from haystack_integrations.components.embedders.qwen3.embedders import (
     Qwen3TextEmbedder,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["Qwen3DocumentEmbedder", "Qwen3TextEmbedder", "__version__"]
