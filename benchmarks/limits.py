@@ -2,9 +2,9 @@
 
     python benchmarks/limits.py [SECONDS]
 
-The server runs in a process of its own and sleeps 20 ms per request and 0.5 ms per text, so that
-the figures depend little on the machine. Each scenario prints documents and queries per second,
-the 99th percentile of a query's time, the share of refused requests, and calls that failed.
+The server runs in a process of its own. It sleeps 20 ms per request and 0.5 ms per text, so the
+figures depend little on the machine. Each scenario prints documents and queries per second. It also
+prints the 99th percentile of a query's time, the share of refused requests, and failed calls.
 """
 
 from __future__ import annotations

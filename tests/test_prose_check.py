@@ -41,3 +41,11 @@ def test_python_comments_docstrings_and_messages_are_read_but_not_identifiers(
     code, said = check(tmp_path / "module.py", source)
     assert code == 1
     assert [line.split(":")[1] for line in said.splitlines()] == ["2", "1", "3"]
+
+
+def test_python_docstring_sentence_over_25_words_is_reported(tmp_path: Path) -> None:
+    long = "word " * 25 + "end."
+    source = f'def f():\n    """Do it.\n\n    {long}\n    """\n    return "{long}"\n'
+    code, said = check(tmp_path / "module.py", source)
+    assert (code, said.count("\n")) == (1, 1)
+    assert said.startswith("file:4: over 25 words")

@@ -102,8 +102,7 @@ def test_graph_sizes_of_a_server_end_at_its_step(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """vLLM warns, in every process of a server, of graphs that are larger than a step; of a step of
-    the user's own size it leaves them out itself."""
+    """vLLM warns of graphs that are larger than a step, in every process of a server."""
     monkeypatch.setattr(serve, "this_device", lambda: Device("gpu", 80 * GIB))
     words = printed(capsys, model, *flags)
     read = parsed(words[words.index(model) + 1 :])

@@ -2,8 +2,8 @@
 
     python tools/doctor_margins.py [--checkpoint FOLDER ...]
 
-Runs the checks with sentence-transformers on random checkpoints of several shapes, on the demo
-model and on the folders given, in float32 and bfloat16; then on the same checkpoints with faults.
+Runs the checks with sentence-transformers in float32 and bfloat16. The checkpoints are random ones
+of several shapes, the demo model, and the folders on the command line, first right, then faulty.
 Prints docs/doctor.md's table "Margins": per check the closest value of a right engine, the limits,
 and the closest value of a faulty one.
 """

@@ -156,10 +156,10 @@ class Embedder(Encoding, Closing):
     def embedding_dimension(self) -> int:
         """Number of dimensions of the vectors, for example to create a vector store with.
 
-        `dimensions` where it is set, else the native size of the model. No engine is started: the
-        size of a published model is known, that of a local checkpoint is in its ``config.json``,
-        and that of another hub id is read from the hub. A server is asked, unless it is called by
-        the name of a published model; in a coroutine await `astart` first.
+        `dimensions` where it is set, else the native size of the model. No engine is started. The
+        size of a published model is known, and that of a local checkpoint is in its
+        ``config.json``. That of another hub id is read from the hub. A server is asked, unless
+        `model` is the name of a published model; in a coroutine await `astart` first.
 
         Raises:
             UnknownModelError: the model is not known, not local and not on a reachable hub.

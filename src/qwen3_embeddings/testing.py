@@ -1,6 +1,6 @@
 """Write a tiny random checkpoint, to test code that embeds without downloading weights.
 
-It has the files, architecture, template and end token of a published Qwen3-Embedding model, so
+It has the files, architecture, template and end token of a published Qwen3-Embedding model. So
 vLLM, sentence-transformers and this package load it like a published one. Its vectors have no
 meaning; everything else about them is right.
 

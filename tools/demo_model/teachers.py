@@ -1,8 +1,8 @@
 """The two teachers, and the space in which both are one target for the student.
 
 all-MiniLM-L6-v2 reads English and code. The multilingual Universal Sentence Encoder also reads
-Chinese, in one space with English. A small network learns MiniLM's vector of a text from the other
-teacher's vector of it, on English and on translated texts; it stands in for MiniLM on Chinese.
+Chinese, in one space with English. A small network stands in for MiniLM on Chinese.
+It learns MiniLM's vector of a text from the other teacher's vector of the text.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Train the demonstration checkpoint: a Qwen3 model that learns two teachers' vectors.
 
 The student reads the published query template for queries and bare text for documents. A target is
-the text's vector in the teachers' common space (see `teachers.py`), turned so that the first
-dimensions say most, behind four dimensions for the kind of the text, or for the kind of text that
-the instruction asks for.
+the text's vector in the teachers' common space (see `teachers.py`). It is turned so that the first
+dimensions say most. Four dimensions before it hold the kind of the text, or for a query the kind
+of text that the instruction asks for.
 
 All tokens and targets stay on the device. Every step has the same number of tokens.
 """

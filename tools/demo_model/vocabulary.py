@@ -82,8 +82,8 @@ def lines(corpora: list[Path], count: int, seed: int, teacher: Path) -> Iterator
     """Yield a sample of the texts by kind, the instructions, and common words.
 
     The corpus is technical, so the common words of general English are repeated. The published
-    pattern keeps a run of Chinese characters whole; Chinese text is cut into words here, so that
-    the entries of the vocabulary are words.
+    pattern keeps a run of Chinese characters whole. Chinese text is cut into words here, so the
+    entries of the vocabulary are words.
     """
     import jieba
 

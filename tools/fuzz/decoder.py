@@ -3,8 +3,8 @@
     make fuzz                     # ten minutes
     make fuzz FUZZ_SECONDS=3600
 
-The first byte of an input chooses the reader and the number of texts; the rest is the body, or in
-half of the cases what JSON is put together from. What breaks the promise is written to
+The first byte of an input chooses the reader and the number of texts. The rest is the body, or in
+half of the cases the parts that JSON is composed of. What breaks the promise is written to
 ``build/fuzz/crash-…``; pass that file as argument to run it again. tests/test_security.py holds the
 same promise with hypothesis.
 """

@@ -2,13 +2,14 @@
 
     python tools/prose/check.py [PATH ...]     default: every file
 
-Terms: tools/prose/terms.txt. Markdown is also checked for sentences over 25 words. Code, inline
-code and links are not read, so identifiers cause no findings.
+Terms: tools/prose/terms.txt. Markdown and docstrings are also checked for sentences over 25 words.
+Code, inline code and links are not read, so identifiers cause no findings.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
 import io
 import os
 import re
@@ -28,20 +29,22 @@ SKIPPED = re.compile(r"^(\.|build/|dist/|tools/prose/)|/evaluation/")
 CODE = re.compile(r"```.*?```|``.*?``|`[^`]*`|<!--.*?-->|\]\([^)]*\)|https?://\S+", re.DOTALL)
 
 
-def python(source: str, with_strings: bool) -> Iterator[tuple[int, str]]:
-    """Yield the line and text of comments, and of docstrings or every string of two words."""
+def python(source: str, with_strings: bool) -> Iterator[tuple[int, str, bool]]:
+    """Yield comments, and docstrings or every string of two words: line, text, if a docstring."""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
-            yield token.start[0], token.string
-    for node in ast.walk(ast.parse(source)):
-        docstring = node.value if isinstance(node, ast.Expr) else None
-        value = node if with_strings else docstring
-        if isinstance(value, ast.Constant) and isinstance(value.value, str) and " " in value.value:
-            yield value.lineno, value.value
+            yield token.start[0], token.string, False
+    nodes = list(ast.walk(ast.parse(source)))
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            is_docstring = id(node) in docstrings
+            if with_strings or is_docstring:
+                yield node.lineno, node.value, is_docstring
 
 
 def long_sentences(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the line and start of each sentence of Markdown prose that is too long."""
+    """Yield the line and start of each sentence of prose that is too long."""
     for block in re.finditer(r"(?:^(?![|#>\s]*$)(?!\||#|    ).+\n?)+", text, re.MULTILINE):
         items = re.split(r"\n\s*(?:[-*]|\d+\.)\s", block[0])
         for sentence in (s for item in items for s in re.split(r"(?<=[.!?:])\s+", item)):
@@ -53,17 +56,18 @@ def long_sentences(text: str) -> Iterator[tuple[int, str]]:
 def findings(path: Path) -> Iterator[str]:
     """Yield one line per finding in a file."""
     text = path.read_text(encoding="utf-8")
-    pieces = [(1, text)]
+    pieces = [(1, text, True)]
     if path.suffix == ".py":
         pieces = list(python(text, with_strings="tests" not in path.parts))
-    for start, piece in pieces:
+    for start, piece, is_prose in pieces:
         prose = CODE.sub(lambda m: "`" + "\n" * m[0].count("\n"), piece)
         for pattern, advice in TERMS:
             for match in pattern.finditer(prose):
                 line = start + prose.count("\n", 0, match.start())
                 yield f"{path}:{line}: {' '.join(match[0].split())!r}: write {advice}"
-        if path.suffix == ".md":
-            yield from (f"{path}:{n}: over {LONGEST_SENTENCE} words: {s} …"
+        if is_prose:
+            prose = inspect.cleandoc(prose) if path.suffix == ".py" else prose
+            yield from (f"{path}:{start + n - 1}: over {LONGEST_SENTENCE} words: {s} …"
                         for n, s in long_sentences(prose))  # fmt: skip
 
 

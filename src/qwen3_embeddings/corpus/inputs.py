@@ -64,8 +64,8 @@ class File:
         """Twelve hex digits for the contents: of size and ETag, else of size and samples.
 
         The modification time is not part of it: a copy of a corpus is the same corpus. Samples
-        are the head, the tail and sixteen blocks between, so an edit elsewhere that changes
-        neither the size nor, in Parquet, the footer is not seen.
+        are the head, the tail and sixteen blocks between. An edit elsewhere is not seen if it
+        changes neither the size nor, in Parquet, the footer.
         """
         digest = hashlib.sha256(f"{self.size}".encode())
         with self.open() as file:

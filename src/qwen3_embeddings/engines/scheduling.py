@@ -17,9 +17,9 @@ Call = TypeVar("Call")
 
 MIXED_TOKENS = 4096
 """Most tokens of documents in a step soon after a query. On an H100 with the 0.6B model a query
-had a latency of 29 ms during documents, and of 134 ms with full steps, which embedded 7 % more
-documents. 8,192 tokens almost doubled the latency and embedded 5 % more documents; 2,048 embedded a
-third fewer (benchmarks/notes/in-process.md)."""
+had a latency of 29 ms during documents. Full steps embedded 7 % more documents, with a latency of
+134 ms. 8,192 tokens almost doubled the latency and embedded 5 % more documents. 2,048 tokens
+embedded a third fewer (benchmarks/notes/in-process.md)."""
 
 
 @dataclass(frozen=True)
