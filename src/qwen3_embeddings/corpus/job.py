@@ -234,9 +234,9 @@ class Job:
         differing = sorted(name for name in mine if stored and stored.get(name) != mine[name])
         if set(differing) <= within:
             return
-        told = [name for name in differing if name != "fingerprint"] or differing
-        was = ", ".join(f"{name}={stored.get(name)!r}" for name in told)
-        now = ", ".join(f"{name}={mine[name]!r}" for name in told)
+        named = [name for name in differing if name != "fingerprint"] or differing
+        was = ", ".join(f"{name}={stored.get(name)!r}" for name in named)
+        now = ", ".join(f"{name}={mine[name]!r}" for name in named)
         raise JobRefusedError(
             f"{self.store.url} was written with {was}, and this command has {now}. Use the same "
             "options, or another output."
