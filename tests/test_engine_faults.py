@@ -27,10 +27,10 @@ from qwen3_embeddings import (
     telemetry,
 )
 from qwen3_embeddings.engines import registry
+from qwen3_embeddings.engines import stepping as vllm_engine
 from qwen3_embeddings.engines.sentence_transformers import ReferenceEngine
-from qwen3_embeddings.engines.vllm import engine as vllm_engine
+from qwen3_embeddings.engines.stepping import VLLMEngine, _Job
 from qwen3_embeddings.engines.vllm import lifecycle
-from qwen3_embeddings.engines.vllm.engine import VLLMEngine, _Job
 
 SECONDS = 60
 

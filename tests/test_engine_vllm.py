@@ -32,9 +32,9 @@ from qwen3_embeddings import (
 )
 from qwen3_embeddings.engines import scheduling
 from qwen3_embeddings.engines.base import Usage
+from qwen3_embeddings.engines.stepping import VLLMEngine
 from qwen3_embeddings.engines.vllm import lifecycle
 from qwen3_embeddings.engines.vllm.defaults import Device, engine_arguments
-from qwen3_embeddings.engines.vllm.engine import VLLMEngine
 from qwen3_embeddings.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from qwen3_embeddings.redaction import Secret
 logger = logging.getLogger(__name__)
 
 KINDS = {
-    "vllm": ("qwen3_embeddings.engines.vllm.engine", "VLLMEngine"),
+    "vllm": ("qwen3_embeddings.engines.stepping", "VLLMEngine"),
     "server": ("qwen3_embeddings.engines.openai.client", "ServerEngine"),
     "reference": ("qwen3_embeddings.engines.sentence_transformers", "ReferenceEngine"),
 }
