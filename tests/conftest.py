@@ -77,6 +77,13 @@ def embedder(checkpoint: str) -> Iterator[Embedder]:
 
 
 @pytest.fixture(scope="session")
+def torch_embedder(checkpoint: str) -> Iterator[Embedder]:
+    """PyTorch in this process, float32: the session's shared engine."""
+    with Embedder(checkpoint, dtype="float32", engine="torch") as shared:
+        yield shared
+
+
+@pytest.fixture(scope="session")
 def reference(checkpoint: str) -> Iterator[Embedder]:
     """sentence-transformers, float32: the yardstick."""
     with Embedder(checkpoint, dtype="float32", engine="reference") as shared:

@@ -18,6 +18,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from qwen3_embeddings.engines import faults
 from qwen3_embeddings.engines.vllm import compat, oom
 
 SUPPORTED = SpecifierSet(">=0.32,<0.34")
@@ -171,10 +172,10 @@ def test_message_of_an_error_keeps_its_words() -> None:
 
     with pytest.raises(pydantic.ValidationError) as caught:
         Model(number="secret argument")  # type: ignore[arg-type]
-    assert "valid integer" in compat.message(caught.value)
-    assert "secret argument" not in compat.message(caught.value)
+    assert "valid integer" in faults.message(caught.value)
+    assert "secret argument" not in faults.message(caught.value)
 
     class HasErrorsError(Exception):
         errors = ("a list, not a method",)
 
-    assert compat.message(HasErrorsError("words")) == "HasErrorsError: words"
+    assert faults.message(HasErrorsError("words")) == "HasErrorsError: words"

@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -26,13 +26,22 @@ from qwen3_embeddings import (
     event_loop,
     telemetry,
 )
-from qwen3_embeddings.engines import registry
-from qwen3_embeddings.engines import stepping as vllm_engine
+from qwen3_embeddings.engines import faults, registry, stepping
 from qwen3_embeddings.engines.sentence_transformers import ReferenceEngine
-from qwen3_embeddings.engines.stepping import VLLMEngine, _Job
-from qwen3_embeddings.engines.vllm import lifecycle
+from qwen3_embeddings.engines.torch import lifecycle as torch_lifecycle
+from qwen3_embeddings.engines.vllm import lifecycle as vllm_lifecycle
+from qwen3_embeddings.engines.vllm.engine import VLLMEngine
 
 SECONDS = 60
+Kind = Literal["vllm", "torch"]
+BACKENDS: dict[str, Any] = {"vllm": vllm_lifecycle, "torch": torch_lifecycle}
+
+
+@pytest.fixture(params=BACKENDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """The engines of this process that share a thread's code."""
+    name: Kind = request.param
+    return name
 
 
 def fail(*_: Any, **__: Any) -> Any:
@@ -54,10 +63,10 @@ class UnprintableError(Exception):
 @pytest.fixture
 def failing_logger() -> Iterator[None]:
     broken = FailingFilter()
-    for module in (vllm_engine, lifecycle):
+    for module in (stepping, faults):
         module.logger.addFilter(broken)
     yield
-    for module in (vllm_engine, lifecycle):
+    for module in (stepping, faults):
         module.logger.removeFilter(broken)
 
 
@@ -81,11 +90,12 @@ def circle() -> BaseException:
 @pytest.mark.parametrize(
     "error", [OSError("broken"), MemoryError(), UnprintableError(), SystemExit(1), circle()]
 )
-@pytest.mark.parametrize("function", ["free_memory", "forget_frames", "oom.advice", "nothing"])
+@pytest.mark.parametrize("function", ["free_memory", "forget_frames", "explain", "nothing"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_start_whose_cleanup_fails_answers_every_caller(
     error: BaseException,
     function: str,
+    kind: Kind,
     checkpoint: str,
     monkeypatch: pytest.MonkeyPatch,
     failing_logger: None,
@@ -93,12 +103,12 @@ def test_start_whose_cleanup_fails_answers_every_caller(
     def build(*_: object) -> Any:
         raise error
 
-    monkeypatch.setattr(lifecycle, "start", build)
-    if function == "oom.advice":
-        monkeypatch.setattr(lifecycle.oom, "advice", fail)
+    monkeypatch.setattr(BACKENDS[kind], "start", build)
+    if function == "explain":
+        monkeypatch.setattr(BACKENDS[kind], "explain", fail)
     elif function != "nothing":
-        monkeypatch.setattr(lifecycle, function, fail)
-    with Embedder(checkpoint, engine_kwargs={"max_num_seqs": 12}) as embedder:
+        monkeypatch.setattr(faults, function, fail)
+    with Embedder(checkpoint, engine=kind, engine_kwargs={"max_num_seqs": 12}) as embedder:
         for given in answers(embedder):
             assert isinstance(given, EngineError), given
 
@@ -106,15 +116,20 @@ def test_start_whose_cleanup_fails_answers_every_caller(
 @pytest.mark.parametrize("function", ["free_memory", "_shut_down", "forget_frames", "nothing"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_death_whose_cleanup_fails_answers_every_caller(
-    function: str, checkpoint: str, monkeypatch: pytest.MonkeyPatch, failing_logger: None
+    function: str,
+    kind: Kind,
+    checkpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    failing_logger: None,
 ) -> None:
-    embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 12})
+    few = {"max_num_seqs": 12}
+    embedder = Embedder(checkpoint, dtype="float32", engine=kind, engine_kwargs=few)
     embedder.start()
     thread: Any = embedder._lease.engine._thread  # type: ignore[attr-defined]
     with monkeypatch.context() as broken:
         broken.setattr(thread, "_collect", fail)
         if function != "nothing":
-            module = vllm_engine if function == "_shut_down" else lifecycle
+            module = stepping if function == "_shut_down" else faults
             broken.setattr(module, function, fail)
         for given in answers(embedder):
             assert isinstance(given, EngineDeadError), given
@@ -126,12 +141,13 @@ def test_death_whose_cleanup_fails_answers_every_caller(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_close_whose_cleanup_fails_returns_and_answers_every_caller(
-    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+    kind: Kind, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 12})
+    few = {"max_num_seqs": 12}
+    embedder = Embedder(checkpoint, dtype="float32", engine=kind, engine_kwargs=few)
     embedder.start()
     thread: Any = embedder._lease.engine._thread  # type: ignore[attr-defined]
-    monkeypatch.setattr(vllm_engine, "_shut_down", fail)
+    monkeypatch.setattr(stepping, "_shut_down", fail)
     with ThreadPoolExecutor(2) as pool:
         call = pool.submit(embedder.encode_document, ["slow " * 300] * 2000)
         while not thread._jobs:
@@ -145,19 +161,23 @@ def test_core_dropped_without_a_shutdown_leaves_other_engines_working(
 ) -> None:
     """vLLM's own finalizer destroys the process groups that all cores share."""
     embedder.start()
-    core, *_ = lifecycle.start(checkpoint, "float32", {"max_num_seqs": 12})
+    core, *_ = vllm_lifecycle.start(checkpoint, "float32", {"max_num_seqs": 12})
     del core
     gc.unfreeze()
     gc.collect()
     assert embedder.encode_document(["still works"]).shape == (1, 128)
 
 
-def test_job_of_a_closed_loop_keeps_the_engine_alive(checkpoint: str, embedder: Embedder) -> None:
+@pytest.mark.parametrize("engine", ["embedder", "torch_embedder"])
+def test_job_of_a_closed_loop_keeps_the_engine_alive(
+    engine: str, checkpoint: str, request: pytest.FixtureRequest
+) -> None:
     """Such as a loop that ends while its engine call is in progress."""
+    embedder = request.getfixturevalue(engine)
     embedder.start()
     thread: Any = embedder._lease.engine._thread  # type: ignore[attr-defined]
     loop = asyncio.new_event_loop()
-    job = _Job([[1, 2, 3]], None, False, loop, loop.create_future())
+    job = stepping._Job([[1, 2, 3]], None, False, loop, loop.create_future())
     loop.close()
     thread.submit(job)
     assert embedder.encode_document(["behind it"]).shape == (1, 128)

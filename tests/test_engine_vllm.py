@@ -1,4 +1,4 @@
-"""The in-process engine: concurrency, cancellation, death, closing, priorities."""
+"""The engines of this process: concurrency, cancellation, death, closing, priorities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
@@ -32,8 +32,10 @@ from qwen3_embeddings import (
 )
 from qwen3_embeddings.engines import scheduling
 from qwen3_embeddings.engines.base import Usage
-from qwen3_embeddings.engines.stepping import VLLMEngine
-from qwen3_embeddings.engines.vllm import lifecycle
+from qwen3_embeddings.engines.stepping import SteppingEngine
+from qwen3_embeddings.engines.torch import core as torch_core
+from qwen3_embeddings.engines.torch import lifecycle as torch_lifecycle
+from qwen3_embeddings.engines.vllm import lifecycle as vllm_lifecycle
 from qwen3_embeddings.engines.vllm.defaults import Device, engine_arguments
 from qwen3_embeddings.tokenizer import load_tokenizer
 
@@ -41,9 +43,20 @@ if TYPE_CHECKING:
     from tests.conftest import RunScript
 
 
-def engine_of(embedder: Embedder) -> VLLMEngine:
+Kind = Literal["vllm", "torch"]
+BACKENDS: dict[str, Any] = {"vllm": vllm_lifecycle, "torch": torch_lifecycle}
+
+
+@pytest.fixture(params=BACKENDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """The engines of this process."""
+    name: Kind = request.param
+    return name
+
+
+def engine_of(embedder: Embedder) -> SteppingEngine:
     engine = embedder._lease.engine
-    assert isinstance(engine, VLLMEngine)
+    assert isinstance(engine, SteppingEngine)
     return engine
 
 
@@ -56,7 +69,7 @@ def thread_of(embedder: Embedder) -> Any:
 def overlapping_steps() -> Iterator[None]:
     """Engines started in the block have two steps in progress, as on a GPU.
 
-    On a CPU vLLM turns that off, whatever is asked for.
+    On a CPU vLLM turns that off, whatever is asked for, and PyTorch's computes one after the other.
     """
     from vllm.platforms.cpu import CpuPlatform
 
@@ -68,18 +81,23 @@ def overlapping_steps() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CpuPlatform, "check_and_update_config", classmethod(overlap))
+        patch.setitem(torch_core.STEPS, "cpu", 2)
         yield
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one step", "overlapping steps"])
-def either(
-    request: pytest.FixtureRequest, checkpoint: str, embedder: Embedder
-) -> Iterator[Embedder]:
-    """Embedders with one step in progress and with two."""
-    if request.param == 1:
-        yield embedder
+@pytest.fixture(
+    scope="module",
+    params=[("vllm", 1), ("vllm", 2), ("torch", 1), ("torch", 2)],
+    ids=["vLLM", "vLLM, overlapping steps", "PyTorch", "PyTorch, overlapping steps"],
+)
+def either(request: pytest.FixtureRequest, checkpoint: str) -> Iterator[Embedder]:
+    """Embedders of each engine, with one step in progress and with two."""
+    kind, steps = request.param
+    if steps == 1:
+        yield request.getfixturevalue("embedder" if kind == "vllm" else "torch_embedder")
         return
-    with Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 256}) as overlapping:
+    few = {"max_num_seqs": 256}
+    with Embedder(checkpoint, dtype="float32", engine=kind, engine_kwargs=few) as overlapping:
         with overlapping_steps():
             overlapping.start()
         assert thread_of(overlapping)._schedule.limits.steps == 2
@@ -134,7 +152,7 @@ def test_embedders_with_equal_arguments_share_an_engine(
 
 
 def test_encode_after_ctrl_c_returns_the_new_texts_vectors(
-    checkpoint: str, run_script: RunScript
+    kind: Kind, checkpoint: str, run_script: RunScript
 ) -> None:
     """After Ctrl-C in `LLM.embed` the next call returned the vectors of the old texts."""
     done = run_script(
@@ -142,7 +160,7 @@ def test_encode_after_ctrl_c_returns_the_new_texts_vectors(
         import os, signal, sys, threading
         import numpy as np
         from qwen3_embeddings import Embedder
-        embedder = Embedder(sys.argv[1], dtype="float32")
+        embedder = Embedder(sys.argv[1], dtype="float32", engine=sys.argv[2])
         expected = embedder.encode_document(["one", "two"])
         for wait in (0.05, 0.2, 0.5):
             threading.Timer(wait, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -158,6 +176,7 @@ def test_encode_after_ctrl_c_returns_the_new_texts_vectors(
         print("clean")
         """,
         checkpoint,
+        kind,
     )
     assert (done.stdout.strip(), done.returncode) == ("clean", 0), done.stderr
 
@@ -173,19 +192,22 @@ async def test_cancelled_task_drops_its_texts(either: Embedder) -> None:
     assert not thread_of(either)._jobs, "cancelled texts are still in the engine"
 
 
-def test_killed_process_leaves_no_process_behind(checkpoint: str, run_script: RunScript) -> None:
+def test_killed_process_leaves_no_process_behind(
+    kind: Kind, checkpoint: str, run_script: RunScript
+) -> None:
     """A killed parent left `VLLM::EngineCore` alive, which held its memory."""
     done = run_script(
         """
         import os, signal, sys, threading
         from qwen3_embeddings import Embedder
-        embedder = Embedder(sys.argv[1], dtype="float32")
+        embedder = Embedder(sys.argv[1], dtype="float32", engine=sys.argv[2])
         embedder.encode_document(["hello"])
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
         while True:
             embedder.encode_document(["hello " * 100] * 100)
         """,
         checkpoint,
+        kind,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert done.left == []
@@ -207,19 +229,21 @@ def test_encode_after_a_text_that_is_too_long_returns_right_vectors(either: Embe
 
 
 def test_longest_input_in_one_step_and_in_several_is_embedded(
-    checkpoint: str, embedder: Embedder
+    kind: Kind, checkpoint: str, embedder: Embedder
 ) -> None:
     """In one step and in several, where vLLM before 0.32 itself hangs (vllm#48039)."""
     longest = "1" * 2047  # a digit is a token, and the end token is one
     expected = embedder.encode_document([longest, "short"])
     steps = {"max_num_batched_tokens": 512, "max_num_seqs": 16}
-    with Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as small:
+    with Embedder(checkpoint, dtype="float32", engine=kind, engine_kwargs=steps) as small:
         np.testing.assert_allclose(small.encode_document([longest, "short"]), expected, atol=2e-6)
 
 
-def test_dead_engine_raises_with_the_computed_vectors_and_is_replaced(checkpoint: str) -> None:
+def test_dead_engine_raises_with_the_computed_vectors_and_is_replaced(
+    kind: Kind, checkpoint: str
+) -> None:
     settings: dict[str, Any] = {"batch_size": 4, "engine_kwargs": {"max_num_seqs": 128}}
-    embedder = Embedder(checkpoint, dtype="float32", **settings)
+    embedder = Embedder(checkpoint, dtype="float32", engine=kind, **settings)
     texts = [f"text {i}" for i in range(200)]
     expected = embedder.encode_document(texts)
     thread = engine_of(embedder)._thread
@@ -243,13 +267,14 @@ def test_dead_engine_raises_with_the_computed_vectors_and_is_replaced(checkpoint
 
 
 def test_dead_engine_answers_every_caller_and_frees_its_memory(
-    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+    kind: Kind, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
-    embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 96})
+    few = {"max_num_seqs": 96}
+    embedder = Embedder(checkpoint, dtype="float32", engine=kind, engine_kwargs=few)
     built: list[weakref.ref[object]] = []
-    build = lifecycle.start
+    build = BACKENDS[kind].start
 
     def remember(*settings: Any) -> Any:
         result = build(*settings)
@@ -259,7 +284,7 @@ def test_dead_engine_answers_every_caller_and_frees_its_memory(
     def no_memory(*_: object) -> None:
         raise MemoryError("while a row is copied out")
 
-    monkeypatch.setattr(lifecycle, "start", remember)
+    monkeypatch.setattr(BACKENDS[kind], "start", remember)
     embedder.start()
     thread = thread_of(embedder)
     with monkeypatch.context() as broken:
@@ -276,8 +301,9 @@ def test_dead_engine_answers_every_caller_and_frees_its_memory(
     embedder.close()
 
 
-def test_close_during_a_start_fails_waiting_calls(checkpoint: str) -> None:
-    embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 48})
+def test_close_during_a_start_fails_waiting_calls(kind: Kind, checkpoint: str) -> None:
+    few = {"max_num_seqs": 48}
+    embedder = Embedder(checkpoint, dtype="float32", engine=kind, engine_kwargs=few)
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(embedder.encode_document, ["early"])
         while engine_of(embedder)._thread is None:
@@ -291,8 +317,9 @@ def test_close_during_a_start_fails_waiting_calls(checkpoint: str) -> None:
     assert not thread.is_alive(), "the engine nobody wants is still there"
 
 
-def test_close_during_a_call_fails_it_and_ends_the_thread(checkpoint: str) -> None:
-    embedder = Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 64})
+def test_close_during_a_call_fails_it_and_ends_the_thread(kind: Kind, checkpoint: str) -> None:
+    few = {"max_num_seqs": 64}
+    embedder = Embedder(checkpoint, dtype="float32", engine=kind, engine_kwargs=few)
     embedder.start()
     thread = engine_of(embedder)._thread
     assert thread is not None
@@ -309,26 +336,31 @@ def test_close_during_a_call_fails_it_and_ends_the_thread(checkpoint: str) -> No
     embedder.close()
 
 
-def test_exit_without_close_prints_nothing(checkpoint: str, run_script: RunScript) -> None:
+def test_exit_without_close_prints_nothing(
+    kind: Kind, checkpoint: str, run_script: RunScript
+) -> None:
     done = run_script(
         """
         import sys
         from qwen3_embeddings import Embedder
-        print(Embedder(sys.argv[1], dtype="float32").encode_document(["hello"]).shape)
+        embedder = Embedder(sys.argv[1], dtype="float32", engine=sys.argv[2])
+        print(embedder.encode_document(["hello"]).shape)
         """,
         checkpoint,
+        kind,
     )
     assert (done.stdout, done.returncode) == ("(1, 128)\n", 0), done.stderr
     assert "Traceback" not in done.stderr
     assert "leaked" not in done.stderr
 
 
-def test_start_keeps_the_random_states_of_the_process(checkpoint: str) -> None:
+def test_start_keeps_the_random_states_of_the_process(kind: Kind, checkpoint: str) -> None:
     """vLLM seeds Python, NumPy and torch when it starts in a process."""
     np.random.seed(7)
     expected = np.random.random()
     np.random.seed(7)
-    with Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 32}) as embedder:
+    few = {"max_num_seqs": 32}
+    with Embedder(checkpoint, dtype="float32", engine=kind, engine_kwargs=few) as embedder:
         embedder.start()
         assert np.random.random() == expected
 
@@ -358,7 +390,9 @@ def test_start_that_fails_says_why(checkpoint: str, tmp_path: Path) -> None:
         Embedder(checkpoint, engine_kwargs={"max_model_len": 10**6}).start()
 
 
-def test_tokenizer_without_the_end_token_is_refused(checkpoint: str, tmp_path: Path) -> None:
+def test_tokenizer_without_the_end_token_is_refused(
+    kind: Kind, checkpoint: str, tmp_path: Path
+) -> None:
     import json
     import shutil
 
@@ -367,7 +401,7 @@ def test_tokenizer_without_the_end_token_is_refused(checkpoint: str, tmp_path: P
     tokenizer["post_processor"] = None
     (broken / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UnknownModelError, match="does not append"):
-        Embedder(str(broken)).start()
+        Embedder(str(broken), engine=kind).start()
 
 
 def test_engine_arguments_for_a_gpu_claim_only_the_memory_needed() -> None:
@@ -394,11 +428,11 @@ def test_cache_holds_two_steps_and_the_longest_input(gibibytes: int) -> None:
 @pytest.mark.parametrize("in_progress", [1, 2])
 @pytest.mark.parametrize("step_texts", [16, 1])
 def test_queries_during_documents_are_answered_first(
-    checkpoint: str, in_progress: int, step_texts: int
+    kind: Kind, checkpoint: str, in_progress: int, step_texts: int
 ) -> None:
     """Steps are small, so that a call spans many; two are in progress when steps overlap."""
     steps = {"max_num_batched_tokens": 128, "max_num_seqs": step_texts}
-    with Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as embedder:
+    with Embedder(checkpoint, dtype="float32", engine=kind, engine_kwargs=steps) as embedder:
         with overlapping_steps() if in_progress == 2 else contextlib.nullcontext():
             embedder.start()
         assert thread_of(embedder)._schedule.limits.steps == in_progress
@@ -416,10 +450,12 @@ def test_queries_during_documents_are_answered_first(
         assert done[0] == "queries"
 
 
-def test_query_during_documents_longer_than_a_step_is_answered_first(checkpoint: str) -> None:
+def test_query_during_documents_longer_than_a_step_is_answered_first(
+    kind: Kind, checkpoint: str
+) -> None:
     """The core holds no more than a step: behind more of them a query would wait for all."""
     steps = {"max_num_batched_tokens": 64, "max_num_seqs": 16}
-    with Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as embedder:
+    with Embedder(checkpoint, dtype="float32", engine=kind, engine_kwargs=steps) as embedder:
         embedder.start()
         thread = thread_of(embedder)
         held: list[int] = []
@@ -487,7 +523,9 @@ def test_documents_soon_after_a_query_go_in_small_overlapping_steps(
 
 
 @pytest.mark.parametrize("texts", [1, 2, 16], ids=["one text", "two texts", "few tokens"])
-def test_documents_during_endless_queries_are_answered(checkpoint: str, texts: int) -> None:
+def test_documents_during_endless_queries_are_answered(
+    kind: Kind, checkpoint: str, texts: int
+) -> None:
     """More queries wait than a step holds, and go first; documents get on nevertheless."""
     steps = {"max_num_batched_tokens": 64, "max_num_seqs": texts}
     over = threading.Event()
@@ -499,7 +537,7 @@ def test_documents_during_endless_queries_are_answered(checkpoint: str, texts: i
             embedder.encode_query([f"query {number} " + "word " * 10])
 
     with (
-        Embedder(checkpoint, dtype="float32", engine_kwargs=steps) as embedder,
+        Embedder(checkpoint, dtype="float32", engine=kind, engine_kwargs=steps) as embedder,
         ThreadPoolExecutor(9) as pool,
     ):
         queries = [pool.submit(ask, number) for number in range(8)]
@@ -517,7 +555,7 @@ def test_constructor_starts_nothing(checkpoint: str) -> None:
     assert os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") is None
 
 
-@pytest.mark.parametrize("name", ["embedder", "reference"])
+@pytest.mark.parametrize("name", ["embedder", "torch_embedder", "reference"])
 def test_embed_with_usage_counts_texts_and_tokens_exactly(
     name: str, texts: list[str], checkpoint: str, request: pytest.FixtureRequest
 ) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
 from qwen3_embeddings import Embedder, truncate
 from qwen3_embeddings.vectors import Vectors
 
-ENGINES = ["embedder", "remote"]
+ENGINES = ["embedder", "torch_embedder", "remote"]
 ROLES = ["query", "document"]
 
 
@@ -26,7 +28,8 @@ def resized(request: pytest.FixtureRequest, engine: str, dimensions: int) -> Emb
         server = request.getfixturevalue("server")
         return Embedder(base_url=server.base_url, api_key=server.api_key, dimensions=dimensions)
     checkpoint = request.getfixturevalue("checkpoint")
-    return Embedder(checkpoint, dtype="float32", dimensions=dimensions)
+    kind = "torch" if engine == "torch_embedder" else "vllm"
+    return Embedder(checkpoint, dtype="float32", dimensions=dimensions, engine=kind)
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -71,15 +74,22 @@ def test_reference_vectors_of_different_texts_differ(texts: list[str], reference
     assert np.median((queries * vectors).sum(axis=1)) < 0.9
 
 
-def test_encode_keeps_the_order(embedder: Embedder, texts: list[str]) -> None:
+@pytest.mark.parametrize("engine", ["embedder", "torch_embedder"])
+def test_encode_keeps_the_order(
+    engine: str, texts: list[str], request: pytest.FixtureRequest
+) -> None:
+    embedder = request.getfixturevalue(engine)
     forward = embedder.encode_document(texts)
     backward = embedder.encode_document(texts[::-1])
     np.testing.assert_allclose(backward[::-1], forward, atol=1e-6)
 
 
-def test_bfloat16_equals_the_reference(checkpoint: str, texts: list[str]) -> None:
-    with Embedder(checkpoint, dtype="bfloat16") as vllm:
-        vectors = vllm.encode_document(texts)
+@pytest.mark.parametrize("engine", ["vllm", "torch"])
+def test_bfloat16_equals_the_reference(
+    engine: Literal["vllm", "torch"], checkpoint: str, texts: list[str]
+) -> None:
+    with Embedder(checkpoint, dtype="bfloat16", engine=engine) as fast:
+        vectors = fast.encode_document(texts)
     with Embedder(checkpoint, dtype="bfloat16", engine="reference") as plain:
         expected = plain.encode_document(texts)
     assert worst_cosine(vectors, expected) <= 1e-3
@@ -93,7 +103,16 @@ def test_overflow_equals_the_reference(
     server = request.getfixturevalue("server")
     texts = ["short", "many words " * 600, "数据库" * 1500, "exact"]
     engines = [
-        Embedder(checkpoint, dtype="float32", overflow=overflow, dimensions=dimensions),
+        *(
+            Embedder(
+                checkpoint,
+                dtype="float32",
+                overflow=overflow,
+                dimensions=dimensions,
+                engine=kind,
+            )
+            for kind in ("vllm", "torch")
+        ),
         Embedder(
             base_url=server.base_url,
             api_key=server.api_key,

@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qwen3_embeddings.errors import UnknownModelError
+from qwen3_embeddings.errors import ConfigurationError, UnknownModelError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """First bytes of a git-lfs pointer file (git-lfs, docs/spec.md)."""
+
+INDEX = "model.safetensors.index.json"
+"""File that says which file holds each tensor of sharded weights."""
 
 
 def local_folder(name: str) -> Path | None:
@@ -48,14 +51,19 @@ def find_file(name: str, file: str, revision: str | None = None) -> Path:
     return path
 
 
-def read_json(name: str, file: str) -> dict[str, Any]:
+def read_json(name: str, file: str, revision: str | None = None) -> dict[str, Any]:
     """Return the contents of one JSON file of a checkpoint.
+
+    Args:
+        name: hub id or folder.
+        file: name of the file.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         UnknownModelError: as `find_file`, or the file is not a JSON object.
     """
     try:
-        content = json.loads(find_file(name, file).read_text(encoding="utf-8"))
+        content = json.loads(find_file(name, file, revision).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         if isinstance(error, UnknownModelError):
             raise
@@ -94,6 +102,35 @@ def check_weights(name: str) -> None:
         safetensors_header(file)
 
 
+def safetensors_files(name: str, revision: str | None = None) -> list[Path]:
+    """Return the files that hold the weights: one, or those that the index names.
+
+    Args:
+        name: hub id or folder.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ConfigurationError: the folder has weights in another format only.
+        UnknownModelError: there is no such model, or a file is missing.
+    """
+    if folder := local_folder(name):
+        names = list(_shards(folder)) or [path.name for path in folder.glob("*.safetensors")]
+        if not names and list(folder.glob("pytorch_model*.bin")):
+            raise ConfigurationError(
+                f"{name!r} has its weights as pytorch_model.bin only, and this engine reads "
+                "safetensors. Use engine='vllm', or save the model again with save_pretrained."
+            )
+        return [find_file(name, file) for file in sorted(names)]
+    try:
+        return [find_file(name, "model.safetensors", revision)]
+    except UnknownModelError as missing:
+        try:
+            index = find_file(name, INDEX, revision)
+        except UnknownModelError:
+            raise missing from None
+    return [find_file(name, file, revision) for file in _shards(index.parent)]
+
+
 def safetensors_header(path: Path) -> tuple[bytes, dict[str, int]]:
     """Return the header of a safetensors file, and where the data of each tensor begins.
 
@@ -126,12 +163,11 @@ def safetensors_header(path: Path) -> tuple[bytes, dict[str, int]]:
 
 def _shards(folder: Path) -> Iterator[str]:
     """Return the files that the index of sharded weights names; none without an index."""
-    index = "model.safetensors.index.json"
-    if not (folder / index).is_file():
+    if not (folder / INDEX).is_file():
         return
-    files = read_json(str(folder), index).get("weight_map")
+    files = read_json(str(folder), INDEX).get("weight_map")
     if not isinstance(files, dict):
-        raise UnknownModelError(f"{folder / index} has no weight_map. Download it again.")
+        raise UnknownModelError(f"{folder / INDEX} has no weight_map. Download it again.")
     yield from sorted({str(file) for file in files.values()})
 
 

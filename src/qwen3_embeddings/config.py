@@ -13,7 +13,7 @@ from qwen3_embeddings.errors import ConfigurationError
 from qwen3_embeddings.redaction import Secret, SupportsSecret, hide
 from qwen3_embeddings.vectors import check_dimensions
 
-EngineKind = Literal["vllm", "server", "reference"]
+EngineKind = Literal["vllm", "torch", "server", "reference"]
 """Names of the engines: a key of `engines.registry.KINDS` each."""
 
 Dtype = Literal["auto", "bfloat16", "float32"]

@@ -25,7 +25,8 @@ from qwen3_embeddings.redaction import Secret
 logger = logging.getLogger(__name__)
 
 KINDS = {
-    "vllm": ("qwen3_embeddings.engines.stepping", "VLLMEngine"),
+    "vllm": ("qwen3_embeddings.engines.vllm.engine", "VLLMEngine"),
+    "torch": ("qwen3_embeddings.engines.torch.engine", "TorchEngine"),
     "server": ("qwen3_embeddings.engines.openai.client", "ServerEngine"),
     "reference": ("qwen3_embeddings.engines.sentence_transformers", "ReferenceEngine"),
 }

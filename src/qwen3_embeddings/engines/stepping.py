@@ -1,9 +1,8 @@
-"""vLLM in this process: one thread owns the engine core and steps it for every caller.
+"""Engines in this process: one thread owns a core and steps it for every caller.
 
-Callers never touch vLLM: they put jobs into an inbox. Between two steps the thread reads the inbox
-and adds the texts of the next step to the core. It answers each finished job on the background
-loop. The core runs in this process, so a killed process leaves nothing behind, and no vector is
-serialized.
+Callers never touch the core: they put jobs into an inbox. Between two steps the thread reads the
+inbox and adds the texts of the next step to the core. It answers each finished job on the
+background loop. No vector is serialized.
 """
 
 from __future__ import annotations
@@ -18,19 +17,12 @@ import threading
 import time
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from qwen3_embeddings import event_loop
-from qwen3_embeddings.engines.base import (
-    Prompt,
-    Served,
-    Usage,
-    check_lengths,
-    closed_error,
-    require,
-)
-from qwen3_embeddings.engines.scheduling import Schedule
-from qwen3_embeddings.engines.vllm import compat, lifecycle
+from qwen3_embeddings.engines import faults
+from qwen3_embeddings.engines.base import Prompt, Served, Usage, check_lengths, closed_error
+from qwen3_embeddings.engines.scheduling import Limits, Schedule
 from qwen3_embeddings.errors import EngineDeadError
 from qwen3_embeddings.vectors import Vectors
 
@@ -42,7 +34,53 @@ T = TypeVar("T")
 
 # vLLM keeps the state of a forward pass in module globals: engines of one process take turns.
 _turn = threading.Lock()
-_cores: set[int] = set()  # ids of the cores of this process; guarded by _turn
+
+
+class Core(Protocol):
+    """What computes vectors. One thread at a time uses it.
+
+    Attributes:
+        limits: what it computes at once.
+        context: longest input in tokens.
+    """
+
+    limits: Limits
+    context: int
+
+    def add(self, request_id: str, ids: list[int]) -> None:
+        """Add a text, as token ids, to those that the next steps compute."""
+
+    def abort(self, request_ids: list[str]) -> None:
+        """Drop texts that were added and not answered."""
+
+    def step(self) -> list[tuple[str, Any]]:
+        """Compute one step; return the texts that it finished, each with its vector (a tensor)."""
+
+    def prepare(self) -> bool:
+        """Do a piece of work that can wait for an idle moment; return whether more is left."""
+
+    def shut_down(self) -> None:
+        """Stop. The memory is freed with the last reference to the core."""
+
+
+class Backend(Protocol):
+    """The module of an engine that starts its core.
+
+    Attributes:
+        NAME: name of the engine, for messages.
+    """
+
+    NAME: str
+
+    def start(
+        self, name: str, dtype: str, engine_kwargs: dict[str, Any]
+    ) -> tuple[Core, Tokenizer, Served]:
+        """Start a core; also return the model's tokenizer, and what the core serves."""
+
+    def explain(
+        self, said: str, name: str, dtype: str, engine_kwargs: dict[str, Any]
+    ) -> str | None:
+        """Return why a start failed and what to do; None if what the error said is unknown."""
 
 
 @dataclass(eq=False)
@@ -74,39 +112,30 @@ class _Job:
 
 
 def _forget_turn() -> None:
-    """Forget the parent's cores in a forked child, which has none of the parent's threads."""
+    """Replace the lock in a forked child, which has none of the parent's threads."""
     global _turn
     _turn = threading.Lock()
-    if _cores:
-        _cores.clear()
-        _cores.add(0)  # no core's id: the process groups are the parent's, and stay
-        compat.keep_process_groups()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_turn)
 
 
-class VLLMEngine:
-    """In-process vLLM (`pip install 'qwen3-embeddings[vllm]'`).
+class SteppingEngine:
+    """An engine whose core one thread steps.
 
     Args:
         model: hub id or folder.
         dtype: "auto" (the checkpoint's own), "bfloat16" or "float32".
-        engine_kwargs: vLLM engine arguments that override the defaults chosen here.
-
-    Raises:
-        MissingDependencyError: vLLM is not installed.
+        engine_kwargs: arguments of the core that override the defaults.
     """
 
+    backend: ClassVar[Backend]
     chunk_texts = 1024
     chunk_tokens = 65536
     chunks_in_flight = 8
 
-    def __init__(
-        self, model: str, *, dtype: str = "auto", engine_kwargs: dict[str, Any] | None = None
-    ) -> None:
-        require("vllm", "vLLM is not installed.", compat.INSTALL)
+    def __init__(self, model: str, dtype: str, engine_kwargs: dict[str, Any] | None) -> None:
         self.model = model
         self.dtype = dtype
         self.engine_kwargs = dict(engine_kwargs or {})
@@ -161,7 +190,8 @@ class VLLMEngine:
         if self._closed:
             raise closed_error()
         if self._thread is None or not self._thread.usable:
-            thread = _EngineThread(self.model, self.dtype, self.engine_kwargs)
+            settings = (self.model, self.dtype, self.engine_kwargs)
+            thread = _EngineThread(self.backend, settings)
             event_loop.start_thread(thread)
             self._thread = thread
         return self._thread
@@ -170,11 +200,11 @@ class VLLMEngine:
 class _EngineThread(threading.Thread):
     """The only code that uses the engine core."""
 
-    def __init__(self, model: str, dtype: str, engine_kwargs: dict[str, Any]) -> None:
-        super().__init__(name="qwen3-embeddings-vllm", daemon=True)
+    def __init__(self, backend: Backend, settings: tuple[str, str, dict[str, Any]]) -> None:
+        super().__init__(name=f"qwen3-embeddings-{backend.NAME.lower()}", daemon=True)
         self.ready: Future[Served] = Future()
         self.over: Future[None] = Future()
-        self._settings = (model, dtype, engine_kwargs)
+        self._backend, self._settings = backend, settings
         self._inbox: queue.SimpleQueue[tuple[str, _Job | None]] = queue.SimpleQueue()
         self._jobs: set[_Job] = set()  # read from the inbox and not answered
         self._rows: dict[str, tuple[_Job, int]] = {}  # whose vector a request computes
@@ -223,11 +253,10 @@ class _EngineThread(threading.Thread):
         """Start the core, serve, and clean up."""
         try:
             with _turn:
-                core, self._tokenizer, served = lifecycle.start(*self._settings)
-                _cores.add(id(core))
+                core, self._tokenizer, served = self._backend.start(*self._settings)
         except BaseException as error:
             with _turn:
-                self._refusal = lifecycle.start_error(error, *self._settings)
+                self._refusal = self._start_error(error)
             return
         self._schedule = Schedule(core.limits)
         _settle(self.ready, served)
@@ -236,20 +265,27 @@ class _EngineThread(threading.Thread):
             self._serve(core)
         except BaseException as error:
             refusal = EngineDeadError(
-                f"the vLLM engine died ({compat.message(error)}). The next call starts a new one; "
-                "if it dies again, lower max_num_batched_tokens in engine_kwargs."
+                f"the {self._backend.NAME} engine died ({faults.message(error)}). The next call "
+                "starts a new one; if it dies again, lower max_num_batched_tokens in "
+                "engine_kwargs."
             )
-            lifecycle.forget_frames(error)
-            logger.exception("the vLLM engine died")
+            faults.forget_frames(error)
+            logger.exception("the %s engine died", self._backend.NAME)
         finally:
             self._refuse(refusal)
             with _turn:  # the next engine starts when the memory of this one is free
                 self._answer_all()  # before a clean-up that may fail, or wait for a dead process
                 _shut_down(core)
                 del core
-                lifecycle.free_memory()
+                faults.free_memory()
 
-    def _serve(self, core: compat.Core) -> None:
+    def _start_error(self, error: BaseException) -> Exception:
+        def explain(said: str) -> str | None:
+            return self._backend.explain(said, *self._settings)
+
+        return faults.start_error(error, self._backend.NAME, self._settings[0], explain)
+
+    def _serve(self, core: Core) -> None:
         """Step the core until asked to stop, adding and aborting texts between steps."""
         while self._read_inbox(core):
             if self._jobs:
@@ -259,9 +295,9 @@ class _EngineThread(threading.Thread):
                 for request_id, vector in outputs:
                     self._collect(request_id, vector)
 
-    def _read_inbox(self, core: compat.Core) -> bool:
-        """Read all that is in the inbox; with nothing to step, wait for more."""
-        idle = not self._jobs
+    def _read_inbox(self, core: Core) -> bool:
+        """Read all that is in the inbox; with nothing to step or prepare, wait for more."""
+        idle = not self._jobs and not self._prepare(core)
         while True:
             try:
                 what, job = self._inbox.get(block=idle)
@@ -278,7 +314,11 @@ class _EngineThread(threading.Thread):
                 lengths = [len(ids) for ids in job.prompts]
                 self._schedule.add(job, lengths, job.urgent, time.monotonic())
 
-    def _fill(self, core: compat.Core) -> None:
+    def _prepare(self, core: Core) -> bool:
+        with _turn:
+            return core.prepare()
+
+    def _fill(self, core: Core) -> None:
         """Give the core the texts of its next step."""
         for job, index in self._schedule.fill(time.monotonic()):
             request_id = str(next(self._ids))
@@ -286,7 +326,7 @@ class _EngineThread(threading.Thread):
             job.requests[index] = request_id
             core.add(request_id, job.prompts[index])
 
-    def _drop(self, core: compat.Core, job: _Job) -> None:
+    def _drop(self, core: Core, job: _Job) -> None:
         self._jobs.discard(job)
         self._schedule.drop(job)
         for index, request_id in job.requests.items():
@@ -316,7 +356,7 @@ class _EngineThread(threading.Thread):
 
     def _answer_all(self) -> None:
         """Refuse the calls that wait, and those that come from now on."""
-        self._refuse(EngineDeadError("the vLLM engine's thread ended. The next call starts one."))
+        self._refuse(EngineDeadError("the engine's thread ended. The next call starts one."))
         assert self._refusal is not None
         _settle(self.ready, error=self._refusal)
         while not self._inbox.empty():
@@ -338,9 +378,8 @@ def _settle(future: Future[T], result: T | None = None, error: Exception | None 
             future.set_exception(error)
 
 
-def _shut_down(core: compat.Core) -> None:
-    _cores.discard(id(core))
+def _shut_down(core: Core) -> None:
     try:
-        core.shut_down(last=not _cores)
+        core.shut_down()
     except Exception:
-        logger.exception("the vLLM engine did not shut down cleanly")
+        logger.exception("the engine did not shut down cleanly")

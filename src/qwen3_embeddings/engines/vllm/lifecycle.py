@@ -1,29 +1,19 @@
-"""Start an engine core, and free its memory when it has ended or failed to start."""
+"""Start vLLM's engine core, and explain why a start failed."""
 
 from __future__ import annotations
 
-import gc
-import logging
-import sys
-import traceback
 from typing import TYPE_CHECKING, Any
 
 from qwen3_embeddings import checkpoint, models
 from qwen3_embeddings.engines.base import Served
 from qwen3_embeddings.engines.vllm import compat, defaults, oom
-from qwen3_embeddings.errors import (
-    ConfigurationError,
-    EngineError,
-    EngineStartError,
-    MissingDependencyError,
-    UnknownModelError,
-)
+from qwen3_embeddings.errors import MissingDependencyError
 from qwen3_embeddings.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-logger = logging.getLogger(__name__)
+NAME = "vLLM"
 
 
 def start(
@@ -47,50 +37,14 @@ def start(
     return core, tokenizer, Served("vllm", name, size, size, core.context)
 
 
-def start_error(
-    error: BaseException, name: str, dtype: str, engine_kwargs: dict[str, Any]
-) -> Exception:
-    """Return the error that callers get for one that ended a start, once its memory is free."""
-    typed = (EngineError, UnknownModelError, ConfigurationError, MissingDependencyError)
-    if isinstance(error, typed):
-        return error
+def explain(said: str, name: str, dtype: str, engine_kwargs: dict[str, Any]) -> str | None:
+    """Return why a start failed and what to do, behind "vLLM could not start with …"."""
 
     def asked_for() -> dict[str, Any]:
         model, device = models.describe(name), compat.this_device()
         return defaults.engine_arguments(model, dtype, device) | engine_kwargs
 
-    said = compat.message(error)
-    advice = None
-    try:
-        forget_frames(error)
-        free_memory()
-        advice = oom.advice(said, asked_for)
-    except Exception:  # the first error is the one to report
-        logger.exception("no advice on how to start the vLLM engine")
-    advice = advice or "Check that the checkpoint is complete, and what engine_kwargs asks for."
-    problem = compat.checkpoint_problem(said)
-    reason = f": {problem}" if problem else f" ({said}). {advice}"
-    wrapped = EngineStartError(f"vLLM could not start with {name!r}{reason}")
-    wrapped.__cause__ = error
-    return wrapped
-
-
-def forget_frames(error: BaseException) -> None:
-    """Clear the frames of a caught error, which hold the engine and its memory."""
-    seen: set[int] = set()  # a chain of causes can be a circle
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        traceback.clear_frames(link.__traceback__)
-        link = link.__cause__ or link.__context__
-
-
-def free_memory() -> None:
-    """Return the device's memory, once no name refers to the engine any more."""
-    gc.collect()
-    torch = sys.modules.get("torch")  # without it there is no memory to return
-    if torch is not None and torch.cuda.is_available():
-        try:
-            torch.cuda.empty_cache()
-        except RuntimeError:  # after some CUDA errors every further call fails
-            logger.exception("the device's memory was not returned")
+    if problem := compat.checkpoint_problem(said):
+        return f": {problem}"
+    advice = oom.advice(said, asked_for)
+    return f" ({said}). {advice}" if advice else None

@@ -1,0 +1,1 @@
+"""Qwen3 in plain PyTorch, in this process."""

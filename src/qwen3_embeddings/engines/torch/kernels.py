@@ -1,0 +1,193 @@
+"""The operations between matrix products: norms, rotary embedding, attention, activation.
+
+`TorchKernels` runs everywhere, `VLLMKernels` fuses them with the kernels of an installed vLLM, and
+`CompiledKernels` with torch.compile.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (PyTorch's own name for it)
+from torch import Tensor
+
+from qwen3_embeddings.engines.torch.architecture import Shape
+from qwen3_embeddings.engines.torch.batches import Batch
+from qwen3_embeddings.engines.torch.settings import Settings
+from qwen3_embeddings.errors import ConfigurationError, MissingDependencyError
+
+FUSED_HEAD_DIMS = frozenset({64, 128, 256})
+"""Widths of a head for which vLLM has a fused norm and rotary embedding
+(csrc/fused_qknorm_rope_kernel.cu)."""
+
+
+class TorchKernels:
+    """PyTorch's own operations.
+
+    Args:
+        shape: shape of the model.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+
+    def turns(self, angles: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        """Return what `heads` needs of the rotary embedding, once per step."""
+        cosines, sines = angles[positions].unsqueeze(1).chunk(2, dim=-1)
+        return cosines, sines
+
+    def add_norm(self, x: Tensor | None, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Add `x` to the residual stream; return the RMSNorm of the sum, and the sum."""
+        if x is not None:
+            residual = residual + x
+        return F.rms_norm(residual, weight.shape, weight, self.shape.epsilon), residual
+
+    def heads(
+        self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor, turns: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return normalized and rotated queries and keys, and values: (tokens, heads, head_dim)."""
+        shape = self.shape
+        q, k, v = self.split(qkv)
+        q = F.rms_norm(q, q_norm.shape, q_norm, shape.epsilon)
+        k = F.rms_norm(k, k_norm.shape, k_norm, shape.epsilon)
+        return _rotate(q, *turns), _rotate(k, *turns), v
+
+    def split(self, qkv: Tensor) -> list[Tensor]:
+        """Return views of queries, keys and values in one projection."""
+        counts = [self.shape.heads, self.shape.kv_heads, self.shape.kv_heads]
+        return list(qkv.unflatten(1, (-1, self.shape.head_dim)).split(counts, dim=1))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+        """Return causal attention within each text: (tokens, heads, head_dim)."""
+        if not q.is_cuda or q.dtype == torch.float32:  # FlashAttention has 16 bits only
+            return _attend_by_length(q, k, v, batch)
+        from torch.nn.attention.varlen import varlen_attn
+
+        out: Tensor = varlen_attn(
+            *(q, k, v, batch.bounds, batch.bounds, batch.longest, batch.longest),
+            window_size=(-1, 0),  # causal
+            enable_gqa=True,
+        )
+        return out
+
+    def gate(self, gate_up: Tensor) -> Tensor:
+        """Return SwiGLU: the SiLU of the first half of each row times the second half."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+
+class CompiledKernels(TorchKernels):
+    """The same, fused by torch.compile, which needs a C compiler on the machine."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        for name in ("add_norm", "heads", "gate"):
+            setattr(self, name, torch.compile(getattr(self, name), dynamic=True))
+
+
+class VLLMKernels(TorchKernels):
+    """The fused kernels and FlashAttention of an installed vLLM, for 16 bits on a GPU."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        import vllm._custom_ops as ops
+        from vllm.vllm_flash_attn import flash_attn_varlen_func
+
+        self._ops, self._attention = ops, flash_attn_varlen_func
+        # FlashAttention 3 is for Hopper.
+        self._version = 3 if torch.cuda.get_device_capability()[0] == 9 else 2
+
+    def turns(self, angles: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        """Return the whole table and the positions: the kernel looks them up."""
+        return angles, positions.long()
+
+    def add_norm(self, x: Tensor | None, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Add and normalize in place."""
+        if x is None:
+            x = torch.empty_like(residual)
+            self._ops.rms_norm(x, residual, weight, self.shape.epsilon)
+        else:
+            self._ops.fused_add_rms_norm(x, residual, weight, self.shape.epsilon)
+        return x, residual
+
+    def heads(
+        self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor, turns: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalize and rotate in place."""
+        angles, positions = turns
+        shape = self.shape
+        self._ops.fused_qk_norm_rope(
+            *(qkv, shape.heads, shape.kv_heads, shape.kv_heads, shape.head_dim, shape.epsilon),
+            *(q_norm, k_norm, angles, True, positions),  # True: halves, not pairs, are rotated
+        )
+        q, k, v = self.split(qkv)
+        return q, k, v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+        """Return causal attention within each text."""
+        out: Tensor = self._attention(
+            *(q, k, v, batch.longest, batch.bounds, batch.longest),
+            cu_seqlens_k=batch.bounds,
+            causal=True,
+            fa_version=self._version,
+        )
+        return out
+
+    def gate(self, gate_up: Tensor) -> Tensor:
+        """Return SwiGLU."""
+        out = gate_up.new_empty(len(gate_up), self.shape.intermediate)
+        torch.ops._C.silu_and_mul(out, gate_up)
+        return out
+
+
+def choose(shape: Shape, settings: Settings) -> TorchKernels:
+    """Return the kernels that the settings ask for.
+
+    Raises:
+        ConfigurationError: vLLM's kernels do not compute this model in this precision here.
+        MissingDependencyError: they cannot be imported.
+    """
+    wanted = settings.kernels
+    fits = settings.gpu and settings.dtype == torch.bfloat16 and shape.head_dim in FUSED_HEAD_DIMS
+    if wanted == "auto":
+        wanted = "vllm" if fits and importlib.util.find_spec("vllm") else "torch"
+    elif wanted == "vllm" and not fits:
+        raise ConfigurationError(
+            "kernels='vllm' needs a GPU, bfloat16 and heads of 64, 128 or 256 dimensions. Leave "
+            "kernels out."
+        )
+    if wanted == "compile":
+        return CompiledKernels(shape)
+    if wanted == "torch":
+        return TorchKernels(shape)
+    try:
+        return VLLMKernels(shape)
+    except ImportError as error:
+        if settings.kernels == "auto":
+            return TorchKernels(shape)
+        raise MissingDependencyError(
+            f"vLLM's kernels cannot be imported ({error}). Leave kernels out, or install vLLM's "
+            "build for a GPU."
+        ) from error
+
+
+def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Rotate each pair of a first and a second half, in float32."""
+    first, second = x.float().chunk(2, dim=-1)
+    turned = (first * cosines - second * sines, second * cosines + first * sines)
+    return torch.cat(turned, dim=-1).to(x.dtype)
+
+
+def _attend_by_length(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+    """Return attention, computed at once for all texts of one length."""
+    if q.is_cuda:  # its memory-efficient kernel for float32 wants a key head per query head
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    parts, start = [], 0
+    for count, length in batch.runs:
+        end = start + count * length
+        a, b, c = (x[start:end].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(a, b, c, is_causal=True, enable_gqa=not q.is_cuda)
+        parts.append(out.transpose(1, 2).flatten(0, 1))
+        start = end
+    return torch.cat(parts)

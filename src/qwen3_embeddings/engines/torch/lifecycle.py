@@ -1,0 +1,58 @@
+"""Start the PyTorch engine's core, and explain why a start failed."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from qwen3_embeddings import checkpoint, models
+from qwen3_embeddings.engines.base import Served
+from qwen3_embeddings.errors import MissingDependencyError
+from qwen3_embeddings.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from qwen3_embeddings.engines.torch.core import Core
+
+NAME = "PyTorch"
+NEEDED = {"torch": "PyTorch", "safetensors": "safetensors", "tokenizers": "tokenizers"}
+"""Modules without which the engine cannot start, each with its name in messages."""
+INSTALL = (
+    "Run pip install 'qwen3-embeddings[torch]'. To use a server instead, pass base_url=…; "
+    "engine='reference' runs sentence-transformers."
+)
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|Cannot allocate memory|MemoryError|bad_alloc"
+)
+"""Messages of PyTorch's allocators (c10/cuda/CUDACachingAllocator.cpp, c10/core/impl/alloc_cpu.cpp)
+and of Python."""
+
+
+def start(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Core, Tokenizer, Served]:
+    """Start a core; also return the model's tokenizer, and what the core serves."""
+    try:
+        from qwen3_embeddings.engines.torch import architecture, core, model, settings
+    except ImportError as error:
+        raise MissingDependencyError(f"PyTorch cannot be imported ({error}). {INSTALL}") from error
+    revision = settings.check_names(engine_kwargs).get("revision")
+    config = checkpoint.read_json(name, "config.json", revision)
+    described = models.from_config(name, config)
+    shape = architecture.read(described, config)
+    checkpoint.check_weights(name)
+    tokenizer = load_tokenizer(name, revision)
+    chosen = settings.choose(described, dtype, engine_kwargs)
+    loaded = model.load(name, shape, tokenizer.get_vocab_size(), chosen)
+    size = described.dimensions
+    served = Served("torch", name, size, size, chosen.max_model_len)
+    return core.Core(loaded, chosen), tokenizer, served
+
+
+def explain(said: str, name: str, dtype: str, engine_kwargs: dict[str, Any]) -> str | None:
+    """Return why a start failed and what to do, behind "PyTorch could not start with …"."""
+    if not _NO_MEMORY.search(said):
+        return None
+    return (
+        f" ({said}). Lower max_num_batched_tokens or max_model_len (engine_kwargs), end other "
+        "programs that hold the memory, or use a smaller model."
+    )
