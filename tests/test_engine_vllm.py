@@ -301,7 +301,17 @@ def test_dead_engine_answers_every_caller_and_frees_its_memory(
     embedder.close()
 
 
-def test_close_during_a_start_fails_waiting_calls(kind: Kind, checkpoint: str) -> None:
+def test_close_during_a_start_fails_waiting_calls(
+    kind: Kind, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, start = threading.Event(), BACKENDS[kind].start
+
+    def begin(*settings: Any) -> Any:
+        if kind == "torch":  # its start is over too soon
+            assert closed.wait(60)
+        return start(*settings)
+
+    monkeypatch.setattr(BACKENDS[kind], "start", begin)
     few = {"max_num_seqs": 48}
     embedder = Embedder(checkpoint, dtype="float32", engine=kind, engine_kwargs=few)
     with ThreadPoolExecutor(1) as pool:
@@ -310,6 +320,7 @@ def test_close_during_a_start_fails_waiting_calls(kind: Kind, checkpoint: str) -
             time.sleep(0.01)
         thread = engine_of(embedder)._thread
         embedder.close()
+        closed.set()
         with pytest.raises(EngineClosedError):
             call.result(timeout=60)
     assert thread is not None

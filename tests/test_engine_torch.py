@@ -1,0 +1,422 @@
+"""The PyTorch engine: its model, its weights, its steps, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from qwen3_embeddings import ConfigurationError, Embedder, EngineStartError, UnknownModelError
+from qwen3_embeddings.engines.scheduling import Limits
+from qwen3_embeddings.engines.torch import lifecycle
+from qwen3_embeddings.testing import write_checkpoint
+from qwen3_embeddings.vectors import Vectors
+
+if TYPE_CHECKING:
+    from tests.conftest import RunScript
+
+pytestmark = pytest.mark.engine
+
+
+def worst_cosine(one: Vectors, other: Vectors) -> float:
+    return float(np.abs((one.astype(np.float64) * other).sum(axis=1) - 1).max())
+
+
+def direct(model: Path | str, **engine_kwargs: Any) -> Embedder:
+    return Embedder(model, dtype="float32", engine="torch", engine_kwargs=engine_kwargs)
+
+
+# Vectors.
+
+
+@pytest.fixture(scope="module")
+def alone(torch_embedder: Embedder, texts: list[str]) -> Vectors:
+    """The vector of each text, embedded in a call of its own."""
+    return np.concatenate([torch_embedder.encode_document([text]) for text in texts])
+
+
+def test_vector_in_any_batch_is_the_vector_of_the_text_alone(
+    torch_embedder: Embedder, texts: list[str], alone: Vectors
+) -> None:
+    chance = random.Random(7)
+    np.testing.assert_allclose(torch_embedder.encode_document(texts), alone, atol=1e-6)
+    for count in (len(texts), 2, 3, 7, 20, 33):
+        group = chance.sample(range(len(texts)), count)
+        rows = torch_embedder.encode_document([texts[i] for i in group])
+        np.testing.assert_allclose(rows, alone[group], atol=1e-6)
+        assert worst_cosine(rows, alone[group]) <= 1e-6
+
+
+@pytest.mark.parametrize("engine_kwargs", [{"max_num_seqs": 3}, {"max_num_batched_tokens": 64}])
+def test_vector_in_steps_of_any_size_is_the_vector_of_the_text_alone(
+    engine_kwargs: dict[str, int], checkpoint: str, texts: list[str], alone: Vectors
+) -> None:
+    with direct(checkpoint, **engine_kwargs) as embedder:
+        np.testing.assert_allclose(embedder.encode_document(texts), alone, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"dimensions": 96}, {"dimensions": 128, "layers": 1}, {"dimensions": 32}]
+)
+def test_checkpoint_of_another_shape_equals_the_reference(
+    sizes: dict[str, int], texts: list[str], tmp_path: Path
+) -> None:
+    """As many key heads as query heads; one layer, which is the first and the last."""
+    folder = write_checkpoint(tmp_path, seed=3, **sizes)
+    with (
+        direct(folder) as embedder,
+        Embedder(folder, dtype="float32", engine="reference") as reference,
+    ):
+        few = texts[:20]
+        found, expected = embedder.encode_document(few), reference.encode_document(few)
+        assert worst_cosine(found, expected) <= 1e-6
+
+
+def test_text_of_the_whole_context_equals_the_reference_and_needs_little_memory(
+    tmp_path: Path, run_script: RunScript
+) -> None:
+    """Attention scores of 8,192 tokens would need 1 GiB."""
+    folder = write_checkpoint(tmp_path, context=8192)
+    done = run_script(
+        """
+        import resource, sys
+        import numpy as np
+        from qwen3_embeddings import Embedder
+        texts = ["1" * 8191, "short", "2" * 2000, ""]
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        with Embedder(sys.argv[1], dtype="float32", engine="torch") as embedder:
+            alone = embedder.encode_document(["short"])
+            before = peak()
+            rows = embedder.encode_document(texts)
+            assert peak() - before < 300, f"{peak() - before} MiB"
+            assert np.abs(rows[1] - alone).max() < 1e-6
+        with Embedder(sys.argv[1], dtype="float32", engine="reference") as reference:
+            cosines = (reference.encode_document(texts).astype(float) * rows).sum(1)
+        assert np.abs(cosines - 1).max() <= 1e-6, cosines
+        print("equal")
+        """,
+        str(folder),
+    )
+    assert (done.stdout, done.returncode) == ("equal\n", 0), done.stderr[-3000:]
+
+
+def test_token_without_a_row_in_the_table_has_a_finite_vector(tmp_path: Path) -> None:
+    """The published 4B and 8B have fewer rows than their tokenizer has tokens."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = write_checkpoint(tmp_path / "whole")
+    with direct(folder) as embedder:
+        expected = embedder.encode_document(["plain"])
+    weights = load_file(folder / "model.safetensors")
+    weights["embed_tokens.weight"] = weights["embed_tokens.weight"][:-1]  # "</think>"
+    save_file(weights, folder / "model.safetensors")
+    with direct(folder, max_num_seqs=2) as embedder:
+        rows = embedder.encode_document(["plain", "a </think> b"])
+    np.testing.assert_allclose(rows[:1], expected, atol=1e-6)
+    assert np.isfinite(rows).all()
+
+
+# Weights.
+
+
+def sharded(folder: Path, prefix: str = "") -> None:
+    """Split the weights of a checkpoint over three files, under another prefix."""
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    files = {}
+    for number in range(3):
+        part = {f"{prefix}{name}": weights[name] for name in names[number::3]}
+        if number == 0:
+            part["lm_head.weight"] = np.zeros((4, 4), dtype=np.float32)
+        file = f"model-{number + 1:05}-of-00003.safetensors"
+        save_file(part, folder / file)
+        files |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_sharded_weights_give_the_same_vectors(
+    prefix: str, checkpoint: str, torch_embedder: Embedder, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "sharded"))
+    sharded(folder, prefix)
+    with direct(folder) as embedder:
+        found = embedder.encode_document(["one", "two"])
+    np.testing.assert_array_equal(found, torch_embedder.encode_document(["one", "two"]))
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_model_in_the_hub_cache_is_loaded_offline(
+    shards: bool, checkpoint: str, torch_embedder: Embedder, tmp_path: Path
+) -> None:
+    """In a process of its own: huggingface_hub reads HF_HOME when it is imported."""
+    snapshot = tmp_path / "hub" / "models--someone--qwen3" / "snapshots" / "abc"
+    shutil.copytree(checkpoint, snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("abc")
+    if shards:
+        sharded(snapshot)
+    script = """
+        import sys
+        import numpy as np
+        from qwen3_embeddings import Embedder
+        embedder = Embedder("someone/qwen3", dtype="float32", engine="torch")
+        np.save(sys.argv[1], embedder.encode_document(["one"]))
+    """
+    out = tmp_path / "rows.npy"
+    run_python(script, str(out), HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    expected = torch_embedder.encode_document(["one"])
+    np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
+
+
+def run_python(script: str, *arguments: str, **environment: str) -> str:
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "said"),
+    [
+        ("layers.1.mlp.up_proj.weight", None, r"layers.1.mlp.up_proj.weight is missing"),
+        ("norm.weight", np.ones(64, dtype=np.float32), r"norm.weight has the size \(64,\), not"),
+        ("embed_tokens.weight", np.ones(64, dtype=np.float32), r"\(64,\), not \(None, 128\)"),
+    ],
+)
+def test_weights_that_do_not_fit_the_configuration_are_refused(
+    name: str, array: np.ndarray | None, said: str, checkpoint: str, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "broken"))
+    weights = load_file(folder / "model.safetensors")
+    del weights[name]
+    if array is not None:
+        weights[name] = array
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(UnknownModelError, match=said):
+        direct(folder).start()
+
+
+def test_weights_of_another_format_are_refused(checkpoint: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "pickled"))
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ConfigurationError, match="engine='vllm'"):
+        direct(folder).start()
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized with awq"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, r"rotary embedding \(yarn\)"),
+        ({"use_sliding_window": True}, "sliding windows"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding windows"),
+        ({"attention_bias": True}, "attention biases"),
+        ({"hidden_act": "gelu"}, "activation gelu"),
+    ],
+)
+def test_checkpoint_that_needs_something_else_is_refused(
+    change: dict[str, Any], said: str, checkpoint: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "other"))
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigurationError, match=f"{said}.*engine='vllm'"):
+        Embedder(folder, engine="torch").start()
+
+
+def test_rotary_base_in_the_newer_layout_is_read(
+    checkpoint: str, torch_embedder: Embedder, tmp_path: Path
+) -> None:
+    """transformers 5 writes `rope_parameters`."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "newer"))
+    config = json.loads((folder / "config.json").read_text())
+    theta = config.pop("rope_theta")
+    del config["rope_scaling"]
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+    (folder / "config.json").write_text(json.dumps(config))
+    with direct(folder) as embedder:
+        np.testing.assert_array_equal(
+            embedder.encode_document(["one"]), torch_embedder.encode_document(["one"])
+        )
+
+
+@pytest.mark.parametrize(
+    ("engine_kwargs", "said"),
+    [
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size.*engine='vllm'"),
+        ({"dtype": "float32"}, "does not know"),
+        ({"max_model_len": 10**6}, "over the context"),
+        ({"max_num_seqs": 0}, "at least 1"),
+        ({"max_num_batched_tokens": 1.5}, "at least 1"),
+        ({"device": "cuda:99"}, "is not here"),
+        ({"device": "abacus"}, "no device"),
+        ({"kernels": "fast"}, "auto, torch, vllm, compile"),
+        ({"kernels": "vllm", "device": "cpu"}, "needs a GPU"),
+    ],
+)
+def test_engine_kwargs_that_cannot_work_are_refused(
+    engine_kwargs: dict[str, Any], said: str, checkpoint: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        direct(checkpoint, **engine_kwargs).start()
+
+
+def test_start_without_memory_says_what_to_lower(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qwen3_embeddings.engines.torch import weights
+
+    def refused(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(weights, "read", refused)
+    with pytest.raises(EngineStartError, match=r"PyTorch could not start.*max_num_batched_tokens"):
+        direct(checkpoint, max_num_seqs=5).start()
+    assert lifecycle.explain("ValueError: something else", "", "", {}) is None
+
+
+# Steps.
+
+
+def test_take_fills_a_step_in_order_and_sorts_it_by_length() -> None:
+    from qwen3_embeddings.engines.torch import batches
+
+    waiting = {"a": [1] * 5, "b": [1] * 2, "c": [1] * 4, "d": [1]}
+    assert batches.take(waiting, Limits(11, 10, 1)) == ["b", "c", "a"]
+    assert batches.take(waiting, Limits(100, 2, 1)) == ["b", "a"]
+    assert batches.take(waiting, Limits(4, 10, 1)) == ["a"], "a text is never split"
+    assert batches.take({}, Limits(4, 10, 1)) == []
+
+
+def test_pack_with_padding_makes_the_padding_a_text_of_its_own() -> None:
+    from qwen3_embeddings.engines.torch import batches
+
+    texts = [[7], [8, 9, 10]]
+    size = batches.Size(8, 4, 8)
+    batch = batches.unpack(batches.pack(texts, size), size, [1, 3])
+    assert batch.ids.tolist() == [7, 8, 9, 10, 0, 0, 0, 0]
+    assert batch.positions.tolist() == [0, 0, 1, 2, 0, 0, 0, 0]
+    assert batch.bounds.tolist() == [0, 1, 4, 8, 8]
+    assert batch.last.tolist() == [0, 3, 7, 7]
+    assert batch.runs == [(1, 1), (1, 3)]
+    exact = batches.size_of(texts)
+    assert batches.unpack(batches.pack(texts, exact), exact).bounds.tolist() == [0, 1, 4]
+
+
+def test_padded_step_has_the_vectors_of_the_plain_one(checkpoint: str) -> None:
+    """What a CUDA graph computes, on the CPU: padded texts and tokens change no vector."""
+    import torch
+
+    from qwen3_embeddings.engines.torch import batches
+
+    core, tokenizer, _ = lifecycle.start(checkpoint, "float32", {})
+    texts = [tokenizer.encode(text).ids for text in ("one", "two words", "a longer text")]
+    texts.sort(key=len)
+    size = batches.size_of(texts)
+    padded = batches.Size(size.tokens + 9, 4, 64)
+    lengths = [*map(len, texts), 9]
+    with torch.inference_mode():
+        plain = batches.unpack(batches.pack(texts, size), size, map(len, texts))
+        other = batches.unpack(batches.pack(texts, padded), padded, lengths)
+        expected = core._model.forward(plain)
+        torch.testing.assert_close(core._model.forward(other)[:3], expected, atol=1e-5, rtol=0)
+
+
+def test_every_step_of_a_ladder_fits_with_its_padding() -> None:
+    from qwen3_embeddings.engines.torch import graphs
+    from qwen3_embeddings.engines.torch.batches import Size
+
+    sizes = graphs.ladder(8192)
+    assert [size.tokens for size in graphs.ladder(1000)] == [32, 64, 128, 256, 384, 512, 768]
+    for tokens in range(1, 8193):
+        for texts in (1, 2, 16, 100, 256):
+            if texts > tokens:
+                continue
+            longest = min(tokens, graphs.LONGEST)
+            padded = graphs.fitting(Size(tokens, texts, longest), sizes)
+            assert padded is not None
+            assert padded.texts > texts
+            assert 0 <= padded.tokens - tokens <= padded.longest, "padding is one text"
+    assert graphs.fitting(Size(4000, 1, 4000), sizes) is None, "a text longer than LONGEST"
+    assert graphs.fitting(Size(8193, 100, 100), sizes) is None
+    assert graphs.fitting(Size(300, 257, 2), sizes) is None
+
+
+# The environment.
+
+
+def test_engine_runs_without_vllm_and_transformers(
+    checkpoint: str, torch_embedder: Embedder, tmp_path: Path
+) -> None:
+    out = tmp_path / "rows.npy"
+    run_python(
+        """
+        import sys
+        import numpy as np
+
+        class Missing:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in ("vllm", "transformers", "sentence_transformers"):
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        sys.meta_path.insert(0, Missing())
+        from qwen3_embeddings import Embedder
+        embedder = Embedder(sys.argv[1], dtype="float32", engine="torch")
+        np.save(sys.argv[2], embedder.encode_document(["one", "two"]))
+        """,
+        checkpoint,
+        str(out),
+    )
+    expected = torch_embedder.encode_document(["one", "two"])
+    np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
+
+
+def test_fork_after_the_start_works_in_parent_and_child(
+    checkpoint: str, run_script: RunScript
+) -> None:
+    done = run_script(
+        """
+        import os, sys
+        import numpy as np
+        from qwen3_embeddings import Embedder
+        embedder = Embedder(sys.argv[1], dtype="float32", engine="torch")
+        expected = embedder.encode_document(["one", "two"])
+        pid = os.fork()
+        rows = embedder.encode_document(["one", "two"])
+        assert np.abs(rows - expected).max() < 2e-6, "wrong vectors"
+        if pid == 0:
+            embedder.close()
+            print("child", flush=True)
+            sys.exit()
+        assert os.waitpid(pid, 0)[1] == 0
+        print("parent")
+        """,
+        checkpoint,
+        seconds=120,
+    )
+    assert (done.stdout, done.returncode) == ("child\nparent\n", 0), done.stderr[-3000:]
