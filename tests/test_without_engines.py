@@ -66,7 +66,7 @@ def test_the_environment_has_no_engine(run_bare: RunBare) -> None:
     assert "site-packages" in done.stdout
 
 
-@pytest.mark.parametrize("engine", ["None", "'vllm'", "'reference'"])
+@pytest.mark.parametrize("engine", ["None", "'vllm'", "'torch'", "'reference'"])
 @pytest.mark.parametrize("model", ["Qwen/Qwen3-Embedding-0.6B", "/no/such/folder"])
 def test_constructor_without_the_engine_names_the_extra_and_base_url(
     engine: str, model: str, run_bare: RunBare

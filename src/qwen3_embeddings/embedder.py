@@ -48,8 +48,8 @@ class Embedder(Encoding, Closing):
         base_url: root of an OpenAI-compatible server, for example ``http://localhost:8000/v1``.
             Default: QWEN3_EMBEDDINGS_BASE_URL. Without either, vLLM runs in this process.
         api_key: the server's key. Default: QWEN3_EMBEDDINGS_API_KEY. Never shown or pickled.
-        engine: name of the engine, such as "vllm", "server" or "reference". None chooses by
-            `base_url`.
+        engine: "vllm", "torch", "server" or "reference". None is "server" with a `base_url`, and
+            "vllm" without.
         dtype: "auto" (the checkpoint's own), "bfloat16" or "float32", for engines in this
             process. A server has its own.
         overflow: what to do with a text longer than the model's context: "error", "truncate"
@@ -72,9 +72,9 @@ class Embedder(Encoding, Closing):
             a name like Authorization, Cookie, X-Api-Key) are never shown or pickled.
         verify: TLS verification: True, False, a CA file, or an `ssl.SSLContext`.
         engine_kwargs: further arguments of the engine, by the engine's own names: vLLM's
-            `EngineArgs`, or sentence-transformers' `SentenceTransformer`. They are part of
-            fingerprints and pickles, so tokens are refused here, and so is
-            ``trust_remote_code``.
+            `EngineArgs`, sentence-transformers' `SentenceTransformer`, or for "torch" the fields
+            of `engines.torch.settings.Settings`. They are part of fingerprints and pickles, so
+            tokens are refused here, and so is ``trust_remote_code``.
         client: an `openai.OpenAI`, `AsyncOpenAI` or Azure client. Its base URL, key, headers,
             proxies and instrumentation are used. An embedder with one is not pickled.
         http_client: an httpx client whose connections are used. Key and headers are added.

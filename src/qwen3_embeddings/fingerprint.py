@@ -16,7 +16,7 @@ _NEUTRAL = frozenset(
     {"gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
     | {"async_scheduling"}
     | {"enable_prefix_caching", "enforce_eager", "disable_log_stats", "scheduling_policy"}
-    | {"device", "download_dir", "hf_token", "use_tqdm_on_load"}
+    | {"device", "download_dir", "hf_token", "kernels", "use_tqdm_on_load"}
 )
 
 

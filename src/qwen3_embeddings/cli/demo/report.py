@@ -19,6 +19,7 @@ WIDTH = 100
 LABEL = 12
 ENGINES = {
     "vllm": "vLLM in this process",
+    "torch": "PyTorch in this process",
     "server": "the server at {base_url}",
     "reference": "sentence-transformers in this process (reference)",
 }

@@ -87,7 +87,7 @@ class Qwen3Embedding(EmbedderHandle, Settings):
         on_error: when a text cannot be embedded, "stop" at once, or "finish" all others first and
             then raise `qwen3_embeddings.TextsFailedError`. Either error carries what was computed
             (``error.computed``). Errors of the engine or server always stop.
-        engine: name of the engine, such as "vllm", "server" or "reference"; None chooses by
+        engine: name of the engine, "vllm", "torch", "server" or "reference"; None chooses by
             `api_base`.
         embed_batch_size: texts per event. Below 64 also the maximum number of texts passed to the
             engine at once, or sent to a server in one request.
