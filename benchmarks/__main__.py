@@ -6,6 +6,7 @@
     python benchmarks scale                     the client with more and more texts; its memory
     python benchmarks charts                    draw the results
     python benchmarks all     [--model MODEL]
+    python benchmarks/engines.py [--model MODEL]  the engines of this process side by side
 
 Results are added to --json FILE, and a table is printed. Compare ratios: figures differ between
 machines. Without --model a tiny random checkpoint is used, which measures overhead only.
