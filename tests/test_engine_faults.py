@@ -10,6 +10,7 @@ import gc
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -126,8 +127,16 @@ def test_death_whose_cleanup_fails_answers_every_caller(
     embedder = Embedder(checkpoint, dtype="float32", engine=kind, engine_kwargs=few)
     embedder.start()
     thread: Any = embedder._lease.engine._thread  # type: ignore[attr-defined]
+
+    def die(*_: object) -> None:
+        """Fail once all callers are there: a later one would start another engine."""
+        deadline = time.monotonic() + SECONDS
+        while len(thread._jobs) + thread._inbox.qsize() < 4 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        fail()
+
     with monkeypatch.context() as broken:
-        broken.setattr(thread, "_collect", fail)
+        broken.setattr(thread, "_collect", die)
         if function != "nothing":
             module = stepping if function == "_shut_down" else faults
             broken.setattr(module, function, fail)
