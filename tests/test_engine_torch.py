@@ -83,29 +83,27 @@ def test_checkpoint_of_another_shape_equals_the_reference(
 def test_text_of_the_whole_context_equals_the_reference_and_needs_little_memory(
     tmp_path: Path, run_script: RunScript
 ) -> None:
-    """Attention scores of 8,192 tokens would need 1 GiB."""
-    folder = write_checkpoint(tmp_path, context=8192)
+    """Attention scores of 6,144 tokens would need 576 MiB."""
+    folder = write_checkpoint(tmp_path / "model", context=6144)
+    texts = ["1" * 6143, "short", "2" * 2000, ""]
     done = run_script(
         """
-        import resource, sys
+        import json, resource, sys
         import numpy as np
         from qwen3_embeddings import Embedder
-        texts = ["1" * 8191, "short", "2" * 2000, ""]
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        with Embedder(sys.argv[1], dtype="float32", engine="torch") as embedder:
-            alone = embedder.encode_document(["short"])
-            before = peak()
-            rows = embedder.encode_document(texts)
-            assert peak() - before < 300, f"{peak() - before} MiB"
-            assert np.abs(rows[1] - alone).max() < 1e-6
-        with Embedder(sys.argv[1], dtype="float32", engine="reference") as reference:
-            cosines = (reference.encode_document(texts).astype(float) * rows).sum(1)
-        assert np.abs(cosines - 1).max() <= 1e-6, cosines
-        print("equal")
+        embedder = Embedder(sys.argv[1], dtype="float32", engine="torch")
+        embedder.encode_document(["short"])
+        before = peak()
+        np.save(sys.argv[3], embedder.encode_document(json.loads(sys.argv[2])))
+        assert peak() - before < 250, f"{peak() - before} MiB"
         """,
-        str(folder),
+        *(str(folder), json.dumps(texts), str(tmp_path / "rows.npy")),
     )
-    assert (done.stdout, done.returncode) == ("equal\n", 0), done.stderr[-3000:]
+    assert (done.stdout, done.returncode) == ("", 0), done.stderr[-3000:]
+    with Embedder(folder, dtype="float32", engine="reference") as reference:
+        expected = reference.encode_document(texts)
+    assert worst_cosine(np.load(tmp_path / "rows.npy"), expected) <= 1e-6
 
 
 def test_token_without_a_row_in_the_table_has_a_finite_vector(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
@@ -292,7 +292,7 @@ INTERRUPTS = """
     from qwen3_embeddings import Embedder
     seed, signals = int(sys.argv[2]), int(sys.argv[3])
     chance = random.Random(seed)
-    embedder = Embedder(sys.argv[1], dtype="float32")
+    embedder = Embedder(sys.argv[1], dtype="float32", engine=sys.argv[4])
     texts = [f"text {i} " * (i % 40 + 1) for i in range(200)]
     queries, documents = embedder.encode_query(texts), embedder.encode_document(texts)
     armed = threading.Event()
@@ -347,12 +347,14 @@ INTERRUPTS = """
 """
 
 
+@pytest.mark.parametrize("engine", ["vllm", "torch"])
 def test_ctrl_c_at_random_moments_never_gives_a_wrong_vector(
-    checkpoint: str, run_script: RunScript
+    engine: str, checkpoint: str, run_script: RunScript
 ) -> None:
     """Each call ends or is interrupted, at any bytecode."""
     seed = str(time.time_ns() % 10**6)
-    done = run_script(INTERRUPTS, checkpoint, seed, str(SIGNALS), seconds=600 + SIGNALS)
+    signals = SIGNALS if engine == "vllm" else SIGNALS // 3 + 1  # most of the code is shared
+    done = run_script(INTERRUPTS, *(checkpoint, seed, str(signals), engine), seconds=600 + SIGNALS)
     assert done.returncode == 0, f"seed {seed}: {done.stdout}\n{done.stderr[-3000:]}"
     print(done.stdout)
 
@@ -438,7 +440,7 @@ def footprint() -> dict[str, int]:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("engine", ["embedder", "remote"])
+@pytest.mark.parametrize("engine", ["embedder", "torch_embedder", "remote"])
 def test_many_calls_leave_no_memory_threads_or_files_behind(
     engine: str, request: pytest.FixtureRequest
 ) -> None:
@@ -485,9 +487,14 @@ def test_many_calls_leave_no_memory_threads_or_files_behind(
     assert after["objects"] - before["objects"] < 5000
 
 
-def test_engines_started_and_closed_leave_nothing_behind(checkpoint: str) -> None:
+@pytest.mark.parametrize("kind", ["vllm", "torch"])
+def test_engines_started_and_closed_leave_nothing_behind(
+    kind: Literal["vllm", "torch"], checkpoint: str
+) -> None:
+    few = {"max_num_seqs": 4}
+
     def once() -> None:
-        with Embedder(checkpoint, dtype="float32", engine_kwargs={"max_num_seqs": 4}) as embedder:
+        with Embedder(checkpoint, dtype="float32", engine=kind, engine_kwargs=few) as embedder:
             embedder.encode_document(["text"])
 
     once()
