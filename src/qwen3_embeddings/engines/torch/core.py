@@ -71,6 +71,8 @@ class Core:
     def step(self) -> list[tuple[str, Any]]:
         """Start a step, and return the vectors of the oldest one when no more may be in flight."""
         with torch.inference_mode():
+            if self._graphs:
+                self._graphs.capture_wanted()
             names = batches.take(self._waiting, self.limits)
             if names:
                 self._flights.append(self._launch(names))

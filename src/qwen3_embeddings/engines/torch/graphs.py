@@ -16,7 +16,7 @@ from qwen3_embeddings.engines.torch.model import Qwen3
 
 TOKENS = (
     *(32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072),
-    *(4096, 5120, 6144, 7168, 8192),
+    *(4096, 4608, 5120, 6144, 7168, 8192),
 )
 """Token counts of the ladder. Above 8,192 tokens a step of 0.6B keeps an H100 busy longer
 than the host."""
@@ -58,6 +58,9 @@ class _Captured:
 class Graphs:
     """The graphs of one model. They share one pool of memory, so the largest is captured first.
 
+    A step whose graph is missing runs without. Its graph is captured before the next step, and all
+    others while the engine is idle.
+
     Args:
         model: the loaded model.
         most_tokens: most tokens in one step.
@@ -67,14 +70,17 @@ class Graphs:
     def __init__(self, model: Qwen3, most_tokens: int, device: torch.device) -> None:
         self._model, self._device = model, device
         self._sizes = ladder(most_tokens)
-        self._left = list(self._sizes)
+        self._wanted: Size | None = None  # of the last step that had to run without
         self._captured: dict[Size, _Captured] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     def find(self, size: Size) -> Size | None:
         """Return the size of a captured graph for a step; None if the step has to run without."""
         padded = fitting(size, self._sizes)
-        return padded if padded in self._captured else None
+        if padded in self._captured:
+            return padded
+        self._wanted = padded
+        return None
 
     def replay(self, size: Size, source: torch.Tensor) -> torch.Tensor:
         """Run a step that was packed to a graph's size; return its vectors, on the device.
@@ -86,11 +92,19 @@ class Graphs:
         captured.graph.replay()
         return captured.rows
 
+    def capture_wanted(self) -> None:
+        """Capture the graph that the last step lacked."""
+        if self._wanted and self._wanted not in self._captured:
+            self._capture(self._wanted)
+
     def capture_next(self) -> bool:
         """Capture the largest size that is left; return whether there was one."""
-        if not self._left:
-            return False
-        size = self._left.pop()
+        left = [size for size in self._sizes if size not in self._captured]
+        if left:
+            self._capture(left[-1])
+        return bool(left)
+
+    def _capture(self, size: Size) -> None:
         source = batches.pack([[0]], size).to(self._device)
         warm = torch.cuda.Stream()
         warm.wait_stream(torch.cuda.current_stream())
@@ -102,4 +116,3 @@ class Graphs:
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             rows = self._model.forward(batches.unpack(source, size))
         self._captured[size] = _Captured(graph, source, rows)
-        return True

@@ -89,14 +89,14 @@ class CompiledKernels(TorchKernels):
 class VLLMKernels(TorchKernels):
     """The fused kernels and FlashAttention of an installed vLLM, for 16 bits on a GPU."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, device: torch.device) -> None:
         super().__init__(shape)
         import vllm._custom_ops as ops
         from vllm.vllm_flash_attn import flash_attn_varlen_func
 
         self._ops, self._attention = ops, flash_attn_varlen_func
         # FlashAttention 3 is for Hopper.
-        self._version = 3 if torch.cuda.get_device_capability()[0] == 9 else 2
+        self._version = 3 if torch.cuda.get_device_capability(device)[0] == 9 else 2
 
     def turns(self, angles: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         """Return the whole table and the positions: the kernel looks them up."""
@@ -162,7 +162,7 @@ def choose(shape: Shape, settings: Settings) -> TorchKernels:
     if wanted == "torch":
         return TorchKernels(shape)
     try:
-        return VLLMKernels(shape)
+        return VLLMKernels(shape, settings.device)
     except ImportError as error:
         if settings.kernels == "auto":
             return TorchKernels(shape)

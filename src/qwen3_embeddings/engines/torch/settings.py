@@ -116,8 +116,11 @@ def _device(name: str | None) -> torch.device:
             f"no device {name!r} ({error}). Use 'cpu', 'cuda' or 'cuda:N'."
         ) from error
     count = torch.cuda.device_count()
-    if device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < count):
+    if device.type == "cpu":
         return device
+    index = device.index or 0
+    if device.type == "cuda" and index < count:
+        return torch.device("cuda", index)
     raise ConfigurationError(
         f"device={name!r} is not here: PyTorch sees {count} GPUs, and engine='torch' runs on a CPU "
         "or an NVIDIA GPU. Use another device, or install PyTorch's build for it."
