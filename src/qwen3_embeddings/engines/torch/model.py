@@ -52,7 +52,7 @@ class Qwen3:
     kernels: kernels.TorchKernels
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Return the vector of each text, float32 (texts, hidden), not of unit length.
+        """Return the unit vector of each text, float32 (texts, hidden).
 
         The embedding is the hidden state of a text's last token. So the last layer computes only
         the last tokens after its attention.
@@ -71,7 +71,8 @@ class Qwen3:
             x = F.linear(do.gate(F.linear(x, layer.gate_up)), layer.down)
         assert x is not None
         total = residual.float() + x.float()
-        return F.rms_norm(total, (shape.hidden,), self.norm.float(), shape.epsilon)
+        rows = F.rms_norm(total, (shape.hidden,), self.norm.float(), shape.epsilon)
+        return F.normalize(rows, dim=1)
 
 
 def load(name: str, shape: Shape, vocabulary: int, settings: Settings) -> Qwen3:
