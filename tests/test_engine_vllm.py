@@ -33,7 +33,6 @@ from qwen3_embeddings import (
 from qwen3_embeddings.engines import scheduling
 from qwen3_embeddings.engines.base import Usage
 from qwen3_embeddings.engines.stepping import SteppingEngine
-from qwen3_embeddings.engines.torch import core as torch_core
 from qwen3_embeddings.engines.torch import lifecycle as torch_lifecycle
 from qwen3_embeddings.engines.vllm import lifecycle as vllm_lifecycle
 from qwen3_embeddings.engines.vllm.defaults import Device, engine_arguments
@@ -72,6 +71,8 @@ def overlapping_steps() -> Iterator[None]:
     On a CPU vLLM turns that off, whatever is asked for, and PyTorch's computes one after the other.
     """
     from vllm.platforms.cpu import CpuPlatform
+
+    from qwen3_embeddings.engines.torch import core as torch_core
 
     settle = CpuPlatform.check_and_update_config.__func__
 

@@ -77,10 +77,10 @@ def size_of(texts: Sequence[Sequence[int]]) -> Size:
 def pack(texts: Sequence[Sequence[int]], size: Size, *, pin: bool = False) -> torch.Tensor:
     """Return one int32 tensor on the host that holds what `unpack` returns.
 
-    Padding is a text of its own. If it belonged to no text, attention would leave its values
-    undefined, and a kernel that reads past the end of a text would multiply NaN by zero. Further
-    texts of the padded size have no tokens; their last token is the last of the step. All padding
-    has position 0, which every table of positions has.
+    Padding is a text of its own. Attention leaves the values of tokens outside all texts undefined.
+    A kernel that reads past the end of a text would multiply such a NaN by zero. Further texts of
+    the padded size have no tokens; their last token is the last of the step. All padding has
+    position 0, which every table of positions has.
 
     Args:
         texts: token ids of each text.
