@@ -12,6 +12,7 @@ import time
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,9 @@ import huggingface_hub
 import pytest
 
 from qwen3_embeddings import TASKS, MissingDependencyError
-from qwen3_embeddings.cli.demo import model, report
-from qwen3_embeddings.cli.demo.corpus import Query, load_passages, load_queries
+from qwen3_embeddings.cli.demo import model, page, report
+from qwen3_embeddings.cli.demo.corpus import Passage, Query, load_passages, load_queries
+from qwen3_embeddings.cli.demo.frameworks import Hit
 from qwen3_embeddings.cli.main import main
 from qwen3_embeddings.models import DEFAULT_MODEL
 
@@ -350,3 +352,104 @@ def test_hub_answers_silent_hub_times_out(monkeypatch: pytest.MonkeyPatch) -> No
     assert not model.hub_answers()
     assert time.monotonic() - start < 2
     silence.set()
+
+
+# The page.
+
+
+class Page(HTMLParser):
+    """The items, labelled lines and resources of the page; checks that tags are balanced."""
+
+    VOID = frozenset({"meta"})
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.feed(source)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+            self.texts.setdefault(tag, []).append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        for tag in set(self.open):
+            self.texts[tag][-1] += data
+
+
+@pytest.fixture(scope="module")
+def written(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """What one run prints, and the page that it writes."""
+    path = tmp_path_factory.mktemp("page") / "demo.html"
+    output = run_demo("--model", checkpoint, "--engine", "reference", "--html", str(path))
+    return output, path.read_text(encoding="utf-8")
+
+
+def test_page_has_the_results_of_the_terminal(written: tuple[str, str]) -> None:
+    output, source = written
+    parsed = Page(source)
+    rows = [row for query in load_queries() for row in rows_of(output, query)]
+    assert len(parsed.texts["li"]) == len(rows)
+    for item, row in zip(parsed.texts["li"], rows, strict=True):
+        assert item.strip().startswith(row.passage)
+        assert ("right passage" in item) == row.marked
+        assert f"LangChain{row.langchain:.3f}" in item
+        assert f"LlamaIndex{row.llama_index:.3f}" in item
+    classes = [attributes.get("class") for tag, attributes in parsed.tags if tag == "li"]
+    assert [kind == "right" for kind in classes] == [row.marked for row in rows]
+    for heading, query in zip(parsed.texts["h2"], load_queries(), strict=True):
+        assert heading.endswith(query.text)
+        assert TASKS[query.task].instruction in source
+    printed = unwrapped(output)
+    for label, text in zip(parsed.texts["dt"], parsed.texts["dd"], strict=True):
+        assert re.search(rf"^{re.escape(label)} +{re.escape(text)}$", printed, re.MULTILINE)
+    assert {"model", "size", "corpus", "LangChain", "LlamaIndex", "Matryoshka"} <= {
+        *parsed.texts["dt"]
+    }
+
+
+def test_page_loads_nothing(written: tuple[str, str]) -> None:
+    parsed = Page(written[1])
+    assert not {"script", "link", "img", "iframe"} & set(parsed.texts)
+    assert not any({"src", "href"} & attributes.keys() for _, attributes in parsed.tags)
+    assert "url(" not in written[1]
+    assert "@import" not in written[1]
+
+
+def test_page_escapes_every_text() -> None:
+    evil = "<script>alert('&')</script>\""
+    passages = [Passage(evil, evil, evil)]
+    queries = [Query(evil, "code", evil)]
+    searches = [report.Search(evil, [[Hit(evil, 1.5)]])]
+    source = page.page([(evil, evil)], passages, queries, searches)
+    parsed = Page(source)
+    assert "script" not in parsed.texts
+    assert parsed.texts["dt"] == parsed.texts["dd"] == [evil]
+    assert parsed.texts["h2"] == [f"1. {evil}"]
+    assert {"class": "bar", "style": "width: 100.0%"} in [a for _, a in parsed.tags]
+
+
+def test_page_absent_answer_is_said() -> None:
+    passages = [Passage("a", "en", "text")]
+    searches = [report.Search("LangChain", [[Hit("a", -0.5)]])]
+    source = page.page([], passages, [Query("q", "code", "other")], searches)
+    assert "The right passage is not among them." in source
+    assert "width: 0.0%" in source
+
+
+def test_demo_page_in_missing_folder_fails_before_the_engine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path, message in [(tmp_path / "no" / "x.html", "no folder"), (tmp_path, "is a folder")]:
+        assert main(["demo", "--model", "absent", "--html", str(path)]) == 1
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert captured.out == ""

@@ -6,10 +6,11 @@ import argparse
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from qwen3_embeddings import Embedder, Served
-from qwen3_embeddings.cli.demo import model, report
+from qwen3_embeddings.cli.demo import model, page, report
 from qwen3_embeddings.cli.demo.corpus import Passage, Query, load_passages, load_queries
 from qwen3_embeddings.cli.demo.frameworks import FRAMEWORKS, Framework, check_installed
 from qwen3_embeddings.engines.registry import KINDS
@@ -36,20 +37,24 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     option("--dimensions", type=int, help=f"Matryoshka size, {MIN_DIMENSIONS} to native (native)")
     option("--engine", choices=sorted(KINDS), help="engine to run the model")
     option("--dtype", default="auto", help="auto, bfloat16 or float32 (auto)")
+    option("--html", type=Path, metavar="FILE", help="also write the results to one HTML page")
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the demo."""
+    if options.html:
+        page.check(options.html)
     check_installed()
     passages, queries = load_passages(), load_queries()
+    facts: list[report.Line] = []
     report.heading()
     with (
         model.choose(options.model, options.base_url, options.engine) as choice,
-        _started(choice, options, queries[0]) as served,
+        _started(choice, options, queries[0], facts) as served,
     ):
         size = options.dimensions or served.dimensions
-        report.corpus(passages, queries, size)
+        facts += report.corpus(passages, queries, size)
 
         def search(kind: type[Framework], dimensions: int | None) -> report.Search:
             framework = kind(
@@ -59,22 +64,28 @@ def run(options: argparse.Namespace) -> int:
                 dtype=options.dtype,
                 dimensions=dimensions,
             )
-            return _search(framework, passages, queries, served.engine)
+            return _search(framework, passages, queries, served.engine, facts)
 
         searches = [search(kind, options.dimensions) for kind in FRAMEWORKS]
         report.answers(passages, queries, searches)
         if small := _smaller(size):
-            report.shrinking(FRAMEWORKS[0].name, small)
+            facts.append(report.shrinking(FRAMEWORKS[0].name, small))
             again = search(FRAMEWORKS[0], small)
-            report.shrunk(queries, len(passages), (size, searches[0]), (small, again))
-        report.summary(queries, searches)
+            sizes = (size, searches[0]), (small, again)
+            facts.append(report.shrunk(queries, len(passages), *sizes))
+        facts += report.summary(queries, searches)
         if choice.fallback:
-            report.published()
+            facts.append(report.published())
+    if options.html:
+        page.write(options.html, facts, passages, queries, searches)
+        report.written(options.html)
     return 0
 
 
 @contextmanager
-def _started(choice: model.Choice, options: argparse.Namespace, query: Query) -> Iterator[Served]:
+def _started(
+    choice: model.Choice, options: argparse.Namespace, query: Query, facts: list[report.Line]
+) -> Iterator[Served]:
     """Start the engine that both frameworks share, embed one query, and stop the engine."""
     with Embedder(
         choice.model,
@@ -83,25 +94,30 @@ def _started(choice: model.Choice, options: argparse.Namespace, query: Query) ->
         dtype=options.dtype,
         dimensions=options.dimensions,
     ) as embedder:
-        report.starting(choice)
+        facts += report.starting(choice)
         start = time.perf_counter()
         served = embedder.start()
         ready = time.perf_counter() - start
         if options.dimensions is not None:
             check_dimensions(options.dimensions, served.native)
         embedder.with_task(query.task).encode_query(query.text)
-        report.started(choice, served, ready, time.perf_counter() - start)
+        facts.append(report.started(choice, served, ready, time.perf_counter() - start))
         yield served
 
 
 def _search(
-    framework: Framework, passages: Sequence[Passage], queries: Sequence[Query], engine: str
+    framework: Framework,
+    passages: Sequence[Passage],
+    queries: Sequence[Query],
+    engine: str,
+    facts: list[report.Line],
 ) -> report.Search:
     """Embed the corpus in one framework and answer all queries."""
     with closing(framework):
         start = time.perf_counter()
         framework.index(passages)
-        report.indexed(framework.name, len(passages), time.perf_counter() - start, engine)
+        seconds = time.perf_counter() - start
+        facts.append(report.indexed(framework.name, len(passages), seconds, engine))
         return report.Search(framework.name, [framework.search(query, HITS) for query in queries])
 
 

@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from qwen3_embeddings import Served, __version__
 from qwen3_embeddings.cli.demo.corpus import Passage, Query
@@ -17,6 +18,8 @@ from qwen3_embeddings.models import DEFAULT_MODEL
 
 WIDTH = 100
 LABEL = 12
+Line = tuple[str, str]
+"""A label and the text after it, as printed."""
 ENGINES = {
     "vllm": "vLLM in this process",
     "torch": "PyTorch in this process",
@@ -48,40 +51,40 @@ def heading() -> None:
     _line("demo", f"qwen3-embeddings {__version__}, looking for a model")
 
 
-def starting(choice: Choice) -> None:
-    """Print the engine that is about to start."""
-    if choice.note:
-        _line("note", choice.note)
+def starting(choice: Choice) -> list[Line]:
+    """Print the reason of the choice, which is returned, and the engine that is about to start."""
+    lines = [_line("note", choice.note)] if choice.note else []
     engine = ENGINES[choice.engine].format(base_url=choice.base_url)
     _line("engine", f"{engine}; one for LangChain and LlamaIndex. Starting …")
+    return lines
 
 
-def started(choice: Choice, served: Served, ready: float, first: float) -> None:
-    """Print the model, the start time and the time to the first vector, both in seconds."""
-    _line(
+def started(choice: Choice, served: Served, ready: float, first: float) -> Line:
+    """Print and return the model, the start time and the time to the first vector, both in seconds."""
+    return _line(
         "model",
         f"{choice.title or served.model} ({served.engine}), ready in {ready:.1f} s, first vector "
         f"after {first:.1f} s",
     )
 
 
-def corpus(passages: Sequence[Passage], queries: Sequence[Query], size: int) -> None:
-    """Print the dimensions of the vectors and the size of the corpus."""
-    _line("size", f"{size} dimensions")
+def corpus(passages: Sequence[Passage], queries: Sequence[Query], size: int) -> list[Line]:
+    """Print and return the dimensions of the vectors and the size of the corpus."""
+    lines = [_line("size", f"{size} dimensions")]
     languages = Counter(passage.language for passage in passages)
     code = len(passages) - languages["en"] - languages["zh"]
     subjects = len({passage.subject for passage in passages})
-    _line(
-        "corpus",
+    text = (
         f"{len(passages)} passages on {subjects} subjects ({languages['en']} English, "
-        f"{languages['zh']} Chinese, {code} code), {len(queries)} queries",
+        f"{languages['zh']} Chinese, {code} code), {len(queries)} queries"
     )
+    return [*lines, _line("corpus", text)]
 
 
-def indexed(name: str, count: int, seconds: float, engine: str) -> None:
-    """Print how fast a framework embedded the corpus, and on which hardware."""
+def indexed(name: str, count: int, seconds: float, engine: str) -> Line:
+    """Print and return how fast a framework embedded the corpus, and on which hardware."""
     rate = f"{count / seconds:.0f} texts per second"
-    _line(name, f"embedded {count} passages in {seconds:.2f} s: {rate} {_hardware(engine)}")
+    return _line(name, f"embedded {count} passages in {seconds:.2f} s: {rate} {_hardware(engine)}")
 
 
 def _hardware(engine: str) -> str:
@@ -119,46 +122,54 @@ def answers(
     print(flush=True)
 
 
-def shrinking(name: str, size: int) -> None:
-    """Print that the search is repeated with fewer dimensions."""
-    _line("Matryoshka", f"the same in {name} with dimensions={size}")
+def shrinking(name: str, size: int) -> Line:
+    """Print and return that the search is repeated with fewer dimensions."""
+    return _line("Matryoshka", f"the same in {name} with dimensions={size}")
 
 
 def shrunk(
     queries: Sequence[Query], count: int, whole: tuple[int, Search], small: tuple[int, Search]
-) -> None:
-    """Print the savings and the losses of a smaller size, given both sizes and their results."""
+) -> Line:
+    """Print and return what a smaller size saves and loses, given both sizes and results."""
     pairs = zip(whole[1].found, small[1].found, strict=True)
     same = sum(one[0].id == other[0].id for one, other in pairs)
     before, after = (size * 4 * count / 1024 for size, _ in (whole, small))
-    _line(
+    line = _line(
         "Matryoshka",
         f"same first passage as with {whole[0]} dimensions for {same} of {len(queries)} queries, "
         f"the right one for {small[1].right(queries)}; the index needs {after:.0f} KiB instead of "
         f"{before:.0f}, {before / after:.3g} times less",
     )
     print()
+    return line
 
 
-def summary(queries: Sequence[Query], searches: Sequence[Search]) -> None:
-    """Print how often each framework has the right passage first, and among its hits."""
+def summary(queries: Sequence[Query], searches: Sequence[Search]) -> list[Line]:
+    """Print and return how often each framework has the right passage first, and in its hits."""
+    lines = []
     for search in searches:
         right = search.right(queries)
         pairs = zip(queries, search.found, strict=True)
         near = sum(query.answer in {hit.id for hit in hits} for query, hits in pairs)
-        _line(
-            search.name,
+        text = (
             f"right passage first for {right} of {len(queries)} queries, in the first "
-            f"{len(search.found[0])} for {near}",
+            f"{len(search.found[0])} for {near}"
         )
+        lines.append(_line(search.name, text))
+    return lines
 
 
-def published() -> None:
-    """Print how to run the demo with the published model."""
-    _line(
+def published() -> Line:
+    """Print and return how to run the demo with the published model."""
+    return _line(
         "real model",
         f"qwen3-embeddings demo --model {DEFAULT_MODEL} (or the folder of a copy of it)",
     )
+
+
+def written(path: Path) -> None:
+    """Print where the page is."""
+    _line("page", str(path))
 
 
 def clip(text: str, width: int) -> str:
@@ -183,7 +194,7 @@ def _score(score: float | None) -> str:
     return f"{'-' if score is None else format(score, '.3f'):>{LABEL - 1}}"
 
 
-def _line(label: str, text: str) -> None:
+def _line(label: str, text: str) -> Line:
     print(
         textwrap.fill(
             text,
@@ -195,3 +206,4 @@ def _line(label: str, text: str) -> None:
         ),
         flush=True,
     )
+    return label, text
