@@ -52,7 +52,7 @@ def heading() -> None:
 
 
 def starting(choice: Choice) -> list[Line]:
-    """Print the reason of the choice, which is returned, and the engine that is about to start."""
+    """Print the reason of the choice, which is returned, and the engine about to start."""
     lines = [_line("note", choice.note)] if choice.note else []
     engine = ENGINES[choice.engine].format(base_url=choice.base_url)
     _line("engine", f"{engine}; one for LangChain and LlamaIndex. Starting …")
@@ -60,7 +60,7 @@ def starting(choice: Choice) -> list[Line]:
 
 
 def started(choice: Choice, served: Served, ready: float, first: float) -> Line:
-    """Print and return the model, the start time and the time to the first vector, both in seconds."""
+    """Print and return the model, and the times to its start and first vector in seconds."""
     return _line(
         "model",
         f"{choice.title or served.model} ({served.engine}), ready in {ready:.1f} s, first vector "
