@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-ur
 
 MONITORING_TOOLS := prometheus promtool caddy npm
 
-.PHONY: install install-fast demo test test-fast test-servers test-monitoring test-open-webui \
+.PHONY: install install-fast demo notebooks test test-fast test-servers test-monitoring test-open-webui \
   test-recipes soak soak-corpus fuzz lint types docs dist bench clean
 
 install: $(VENV)/installed
@@ -50,6 +50,10 @@ $(FAST): Makefile $(PROJECTS)
 
 demo: install
 	$(BIN)/qwen3-embeddings demo
+
+# Run all notebooks from start to end and save their outputs.
+notebooks: install
+	$(BIN)/python tools/notebooks/execute.py
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered

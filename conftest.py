@@ -41,7 +41,7 @@ NEED_ENGINE = {"checkpoint", "engine", "run_script", "server"}
 
 MODULES = {
     **dict.fromkeys(("test_checkpoint", "test_corpus_examples", "test_demo"), "engine"),
-    **dict.fromkeys(("test_demo_model", "test_doctor"), "engine"),
+    **dict.fromkeys(("test_demo_model", "test_doctor", "test_notebooks"), "engine"),
     **dict.fromkeys(("test_corpus_faults", "test_corpus_ray", "test_corpus_s3"), "slow"),
     **dict.fromkeys(("test_types", "test_without_engines"), "slow"),
 }

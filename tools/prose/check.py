@@ -2,7 +2,8 @@
 
     python tools/prose/check.py [PATH ...]     default: every file
 
-Terms: tools/prose/terms.txt. Markdown and docstrings are also checked for sentences over 25 words.
+Terms: tools/prose/terms.txt. Markdown, also in notebooks, and docstrings are checked for
+sentences over 25 words too.
 Code, inline code and links are not read, so identifiers cause no findings.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import ast
 import inspect
 import io
+import json
 import os
 import re
 import sys
@@ -59,6 +61,9 @@ def findings(path: Path) -> Iterator[str]:
     pieces = [(1, text, True)]
     if path.suffix == ".py":
         pieces = list(python(text, with_strings="tests" not in path.parts))
+    if path.suffix == ".ipynb":
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+        pieces = [(1, "".join(cell["source"]), True) for cell in cells]
     for start, piece, is_prose in pieces:
         prose = CODE.sub(lambda m: "`" + "\n" * m[0].count("\n"), piece)
         for pattern, advice in TERMS:
@@ -75,7 +80,9 @@ def main() -> int:
     """Print the findings; return 1 if there are any."""
     tops = [Path(name) for name in sys.argv[1:] or sorted(os.listdir())]
     files = [f for t in tops if not SKIPPED.search(f"{t}/") for f in (t, *t.rglob("*"))]
-    paths = {f for f in files if f.suffix in {".md", ".py"} and not SKIPPED.search(str(f))}
+    paths = {
+        f for f in files if f.suffix in {".ipynb", ".md", ".py"} and not SKIPPED.search(str(f))
+    }
     found = [finding for path in sorted(paths) for finding in findings(path)]
     print("\n".join(found) or "no findings")
     return bool(found)
