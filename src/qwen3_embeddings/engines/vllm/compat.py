@@ -194,9 +194,12 @@ if hasattr(os, "register_at_fork"):
 # What vLLM writes to the terminal.
 
 
-_LOGGERS = ("flashinfer", "torch._opaque_base", "torch._library.opaque_object")
+_LOGGERS = (
+    *("flashinfer", "torch._opaque_base", "torch._library.opaque_object"),
+    "ray.widgets.util",
+)
 """Other loggers that write to the terminal at a start: FlashInfer's kernel tuning, PyTorch 2.14's
-deprecations of what vLLM 0.33 calls (seen on an H100)."""
+deprecations of what vLLM 0.33 calls (seen on an H100), and Ray's advice to install ipywidgets."""
 
 
 def quiet() -> None:
@@ -216,6 +219,8 @@ def quiet() -> None:
     # Behind the filters that are set already, so that -W and a program's own filters win.
     modules = rf"vllm|{re.escape(__name__)}"
     warnings.filterwarnings("ignore", category=FutureWarning, module=modules, append=True)
+    # tqdm's, in a notebook without ipywidgets, when vLLM imports it.
+    warnings.filterwarnings("ignore", message="IProgress not found", append=True)
 
 
 @contextlib.contextmanager
