@@ -15,14 +15,18 @@ from qwen3_embeddings.engines.base import Prompt, Served, Usage, closed_error
 from qwen3_embeddings.engines.openai import capabilities
 from qwen3_embeddings.engines.openai.batching import Batcher, Kind
 from qwen3_embeddings.engines.openai.endpoint import Endpoint, composed
-from qwen3_embeddings.engines.openai.isolation import may_be_a_text, outlast
+from qwen3_embeddings.engines.openai.isolation import (
+    may_be_a_text,
+    outlast,
+    was_not_retried,
+    what_it_did,
+)
 from qwen3_embeddings.engines.openai.limiter import Slots
 from qwen3_embeddings.engines.openai.retry import Connection
 from qwen3_embeddings.errors import (
     Computed,
     Qwen3EmbeddingsError,
     ServerError,
-    ServerResponseError,
     TextError,
     TextRefusedError,
     TextTooLongError,
@@ -147,12 +151,12 @@ class ServerEngine:
                     try:
                         return await ask(text)
                     except (ServerError, TextTooLongError) as error:
-                        if isinstance(error, ServerResponseError) or not may_be_a_text(error):
+                        if not may_be_a_text(error):
                             raise
                         probe = functools.partial(ask, "probe", retries=0)
                         patience = 0.0 if urgent else self._restart_timeout
                         was_down = await outlast(error, probe, slot, patience)
-                        if last or not was_down:
+                        if last or not (was_down or was_not_retried(error)):
                             refused[position] = error
                             break
             return []
@@ -251,7 +255,7 @@ class ServerEngine:
 
 def _not_tokenized(refused: Mapping[int, Qwen3EmbeddingsError]) -> TextRefusedError:
     error = next(iter(refused.values()))
-    said = "too long" if isinstance(error, TextTooLongError) else str(error)
+    said = "too long" if isinstance(error, TextTooLongError) else what_it_did(error)
     return TextRefusedError(
         f"the server does not tokenize it, so it cannot be cut to the context ({said}). Split it "
         "yourself, or raise the limit of the server or of the proxy in front of it.",

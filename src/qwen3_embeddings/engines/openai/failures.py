@@ -170,9 +170,11 @@ def connection_error(
     if failure.reason == "timeout":
         fewer = f", or lower {batch_parameter}" if batch_parameter else ""
         times = f", in {attempts} attempts" if attempts > 1 else ""
-        return ServerTimeoutError(
+        late = ServerTimeoutError(
             f"{base_url} did not answer within {timeout:g} s{times}. Raise timeout{fewer}."
         )
+        late.answered = f"it did not answer within {timeout:g} s{times}"
+        return late
     if failure.reason == "event loop":
         return ConfigurationError(
             f"the async client that was passed is in use on another event loop ({said}). Pass one "
@@ -196,6 +198,7 @@ def connection_error(
     }
     error = ServerConnectionError(sentences[failure.reason])
     error.down = failure.down
+    error.answered = f"no answer: {said}"
     return error
 
 

@@ -19,7 +19,7 @@ from qwen3_embeddings.engines.openai import failures, transport, wire
 from qwen3_embeddings.engines.openai.addresses import environment_proxy
 from qwen3_embeddings.engines.openai.failures import Failure, Response
 from qwen3_embeddings.engines.openai.limiter import Slot
-from qwen3_embeddings.errors import Qwen3EmbeddingsError
+from qwen3_embeddings.errors import Qwen3EmbeddingsError, ServerError
 from qwen3_embeddings.redaction import Secret, hide_texts, shown
 
 logger = logging.getLogger(__name__)
@@ -204,7 +204,11 @@ class Connection:
         quoted = [text for text in sent if isinstance(text, str)]
         label = f"{status}" if status == answer.status_code else "200 with an error"
         url = str(getattr(answer, "url", self.base_url))
-        return failures.status_error(status, label, url, said, hide_texts(self._hide(said), quoted))
+        quotable = hide_texts(self._hide(said), quoted)
+        error = failures.status_error(status, label, url, said, quotable)
+        if isinstance(error, ServerError):
+            error.answered = f"{label}: {quotable}"
+        return error
 
     async def _attempt(
         self, method: str, url: str, body: dict[str, Any] | None

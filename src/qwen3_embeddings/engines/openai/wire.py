@@ -25,6 +25,8 @@ vLLM's fourth format, ``bytes``, puts its metadata into a response header that e
 limits of HTTP clients."""
 VLLM_FORMATS = frozenset({"bytes_only"})
 """Formats that only vLLM implements. A server that speaks one also understands ``priority``."""
+_CHECK_ROOT = "Check that base_url is the server's OpenAI-compatible root, usually ending in /v1."
+_REPORT = "Report it to whoever runs the server."
 _SMALL = 65536  # bytes; an answer with vectors is not searched for an error
 _BUSY = re.compile(
     r"overload|unavailable|try again|temporar|exhausted|at capacity|busy|tim(ed?|e) ?out|loading",
@@ -72,9 +74,9 @@ def read(body: bytes, content_type: str, rows: int) -> Embeddings:
 
 def _read_bytes(body: bytes, rows: int) -> Vectors:
     if not body or len(body) % (4 * rows):
-        raise ServerResponseError(
-            f"{len(body)} bytes are not {rows} float32 vectors of one size. Check what stands "
-            "between this client and the server: something altered the body."
+        raise _unreadable(
+            f"{len(body)} bytes are not {rows} float32 vectors of one size",
+            "Check what stands between this client and the server: something altered the body.",
         )
     return np.frombuffer(body, dtype="<f4").reshape(rows, -1)
 
@@ -86,19 +88,21 @@ def _read_json(body: bytes, rows: int) -> Embeddings:
         cells = [item["embedding"] for item in data]
         order = _order([item.get("index") for item in data])
     except (TypeError, KeyError, AttributeError):
-        raise ServerResponseError(
-            f"the answer is not an embeddings response: {_kind(body)}. Check that base_url "
-            "is the server's OpenAI-compatible root, usually ending in /v1."
+        raise _unreadable(
+            f"the answer is not an embeddings response: {_kind(body)}", _CHECK_ROOT
         ) from None
     if not all(type(index) is int for index in order) or sorted(order) != list(range(rows)):
-        raise ServerResponseError(
+        raise _unreadable(
             f"the server answered {len(order)} vectors with indices {reprlib.repr(order)} to "
-            f"{rows} texts. They cannot be matched: report it to whoever runs the server."
+            f"{rows} texts",
+            f"They cannot be matched. {_REPORT}",
         )
     by_index: list[Any] = [None] * rows
     for index, cell in zip(order, cells, strict=True):
         by_index[index] = cell
     tokens = _tokens(answer)
+    if missing := sum(not cell for cell in by_index):
+        raise _unreadable(f"the server answered no vector for {missing} of {rows} texts", _REPORT)
     if all(isinstance(cell, str) for cell in by_index):
         return Embeddings("base64", _read_base64(by_index, rows), tokens)
     return Embeddings("float", _read_floats(by_index), tokens)
@@ -159,11 +163,9 @@ def _read_base64(cells: list[str], rows: int) -> Vectors:
     try:
         raw = [base64.b64decode(cell, validate=True) for cell in cells]
     except (binascii.Error, ValueError) as error:
-        raise ServerResponseError(
-            f"a vector is not base64 ({error}). Report it to whoever runs the server."
-        ) from error
+        raise _unreadable(f"a vector is not base64 ({error})", _REPORT) from error
     if len({len(row) for row in raw}) > 1:
-        raise ServerResponseError("the server answered vectors of different sizes to one request.")
+        raise _unreadable("the server answered vectors of different sizes to one request", _REPORT)
     return _read_bytes(b"".join(raw), rows)
 
 
@@ -172,14 +174,14 @@ def _read_floats(cells: list[Any]) -> Vectors:
         with np.errstate(over="ignore"):  # infinity is refused where rows are normalised
             vectors = np.array(cells, dtype=np.float32)
     except (ValueError, TypeError, OverflowError):
-        raise ServerResponseError(
-            "the vectors are not lists of numbers of one size. Report it to whoever runs the "
-            "server."
+        raise _unreadable(
+            "the vectors are not lists of numbers of one size", _REPORT
         ) from None  # which may quote what it could not read
     if vectors.ndim != 2 or not vectors.shape[1]:
-        raise ServerResponseError(
-            f"the answer has shape {vectors.shape} instead of one vector per text: the server does "
-            "not pool, or pools by another rule. Start it with --runner pooling --convert embed."
+        raise _unreadable(
+            f"the answer has shape {vectors.shape} instead of one vector per text",
+            "The server does not pool, or pools by another rule. Start it with --runner pooling "
+            "--convert embed.",
         )
     return vectors
 
@@ -198,9 +200,8 @@ def read_models(body: bytes) -> list[dict[str, Any]]:
             for name in (row["id"], row.get("root") or ""):
                 name.encode()  # a string without lone surrogates
     except (TypeError, KeyError, AttributeError, UnicodeEncodeError):
-        raise ServerResponseError(
-            f"/models does not answer a list of models: {_kind(body)}. Check that base_url is "
-            "the server's OpenAI-compatible root, usually ending in /v1."
+        raise _unreadable(
+            f"/models does not answer a list of models: {_kind(body)}", _CHECK_ROOT
         ) from None
     return rows
 
@@ -216,8 +217,8 @@ def read_tokens(body: bytes) -> list[int]:
         if not ids or not isinstance(ids, list) or not all(type(token) is int for token in ids):
             raise TypeError("no integers")
     except (TypeError, KeyError):
-        raise ServerResponseError(
-            f"/tokenize does not answer token ids as vLLM's does: {_kind(body)}."
+        raise _unreadable(
+            f"/tokenize does not answer token ids as vLLM's does: {_kind(body)}", _REPORT
         ) from None
     return ids
 
@@ -236,6 +237,12 @@ def parse(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError):
         return None
+
+
+def _unreadable(what: str, advice: str) -> ServerResponseError:
+    error = ServerResponseError(f"{what}. {advice}")
+    error.answered = what
+    return error
 
 
 def _kind(body: bytes) -> str:
