@@ -28,6 +28,9 @@ VLLM_FORMATS = frozenset({"bytes_only"})
 _CHECK_ROOT = "Check that base_url is the server's OpenAI-compatible root, usually ending in /v1."
 _REPORT = "Report it to whoever runs the server."
 _SMALL = 65536  # bytes; an answer with vectors is not searched for an error
+_MAY_BE_AN_ERROR = re.compile(rb'"(errors?|message|detail)"')
+_WORDS = ("message", "detail")  # fields of an error that say what happened
+_RESULTS = {"data", "tokens", "version"}  # fields of the answers that are read here
 _BUSY = re.compile(
     r"overload|unavailable|try again|temporar|exhausted|at capacity|busy|tim(ed?|e) ?out|loading",
     re.IGNORECASE,
@@ -136,18 +139,20 @@ def _tokens(answer: dict[str, Any]) -> int | None:
 def read_error(body: bytes) -> int | None:
     """Return the status that the error in the body of a 200 response stands for.
 
-    Some gateways answer 200 with ``{"error": …}``. The error's own code decides. Without a code
-    its words do: 429 or 503 if the request may succeed later, else 400.
+    Some gateways answer 200 with an error in one of the shapes of `error_in`. The error's own code
+    decides. Without a code its words do: 429 or 503 if the request may succeed later, else 400.
 
     Returns:
         A status from 400 to 599, or None if the body is not an error.
     """
-    if len(body) > _SMALL or b'"error"' not in body:
+    if len(body) > _SMALL or not _MAY_BE_AN_ERROR.search(body):
         return None
     answer = parse(body)
-    if not isinstance(answer, dict) or not answer.get("error") or answer.get("data"):
+    error = error_in(answer)
+    if error is None:
         return None
-    error = answer["error"]
+    if isinstance(answer, list):
+        answer = answer[0]
     for holder in (error, answer):
         for name in ("code", "status") if isinstance(holder, dict) else ():
             said = str(holder.get(name))[:4]
@@ -157,6 +162,31 @@ def read_error(body: bytes) -> int | None:
     if _RATE.search(words):
         return 429
     return 503 if _BUSY.search(words) else 400
+
+
+def error_in(answer: Any) -> Any:
+    """Return what a JSON value says went wrong, or None if it is not an error.
+
+    Servers write ``{"error": …}``, ``{"errors": [{…}]}``, ``{"detail": …}``, ``{"message": …}``,
+    and a list of one of these (Google's).
+    """
+    if isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], dict):
+        answer = answer[0]
+    if not isinstance(answer, dict) or answer.get("data"):
+        return None
+    names = ("error", "errors") if answer.keys() & _RESULTS else ("error", "errors", *_WORDS)
+    error = next((answer[name] for name in names if answer.get(name)), None)
+    if isinstance(error, list) and "errors" in answer:
+        error = error[0]
+    # The words may stand next to {"error": true} or a mere name.
+    return answer if error is True else error
+
+
+def words_of(error: Any) -> str:
+    """Return the words of an error, which `error_in` returned."""
+    if isinstance(error, dict):
+        error = next((error[name] for name in _WORDS if error.get(name)), error)
+    return str(error)
 
 
 def _read_base64(cells: list[str], rows: int) -> Vectors:
