@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from qwen3_embeddings import event_loop
 from qwen3_embeddings.engines.base import Prompt, Served, Usage, closed_error
 from qwen3_embeddings.engines.openai import capabilities
+from qwen3_embeddings.engines.openai.addresses import Environment
 from qwen3_embeddings.engines.openai.batching import Batcher, Kind
 from qwen3_embeddings.engines.openai.endpoint import Endpoint, composed
 from qwen3_embeddings.engines.openai.isolation import (
@@ -64,6 +65,8 @@ class ServerEngine:
             on this package's event loop.
         http_client: an httpx client, sync or async, used in the same way. Key and headers are
             added to its requests.
+        environment: proxy and CAs of this package's own HTTP client; None reads them from the
+            environment now.
 
     Attributes:
         connection: sends single requests to the server.
@@ -88,6 +91,7 @@ class ServerEngine:
         batch_parameter: str | None = "batch_size",
         client: Any = None,
         http_client: Any = None,
+        environment: Environment | None = None,
     ) -> None:
         self.connection = Connection(
             base_url,
@@ -100,6 +104,7 @@ class ServerEngine:
             http_client=http_client,
             threads=2 * max_concurrency,
             batch_parameter=batch_parameter,
+            environment=environment,
         )
         self.base_url = self.connection.base_url
         self.model = model
