@@ -142,7 +142,7 @@ def local_path(model: str | os.PathLike[str]) -> str:
 
 
 def _addresses() -> ModuleType:
-    # Imported where a server is used: urllib.request takes as long as the rest of the package.
+    # Imported where a server is used: urllib.request is slow to import.
     from qwen3_embeddings.engines.openai import addresses
 
     return addresses

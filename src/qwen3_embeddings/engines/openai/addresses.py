@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
-from urllib.request import (
+from urllib.request import (  # type: ignore[attr-defined]  # typeshed omits the last
     getproxies,
     proxy_bypass,
-    proxy_bypass_environment,  # type: ignore[attr-defined]  # typeshed has it not
+    proxy_bypass_environment,
 )
 
 from qwen3_embeddings.errors import ConfigurationError
