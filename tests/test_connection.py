@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +26,8 @@ from qwen3_embeddings import (
 from qwen3_embeddings.engines.openai.client import ServerEngine
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.conftest import FaultyServer, Request
 
 
@@ -37,11 +41,24 @@ def error_of(base_url: str, **arguments: Any) -> str:
     return str(caught.value)
 
 
+def plain(said: str) -> None:
+    """Check that a message quotes none of the HTTP libraries' misleading words."""
+    assert "ConnectTimeout" not in said
+    assert "ssl:default" not in said
+
+
 @pytest.fixture
 def tls_port() -> Iterator[int]:
     """A port on which a server speaks TLS only."""
+    with tls_server(trustme.CA(), "localhost") as port:
+        yield port
+
+
+@contextlib.contextmanager
+def tls_server(authority: trustme.CA, host: str) -> Iterator[int]:
+    """Run a server with a certificate for `host`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert("localhost").configure_cert(context)
+    authority.issue_cert(host).configure_cert(context)
     server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
@@ -70,6 +87,7 @@ def test_start_refused_connection_says_so_after_one_retry(
 def test_start_https_to_an_http_port_names_the_scheme(faulty: FaultyServer) -> None:
     said = error_of(f"https://127.0.0.1:{faulty.port}/v1", max_retries=0)
     assert "does not speak TLS" in said
+    plain(said)
     assert "http:// instead of https://" in said
     assert "verify" not in said
 
@@ -104,11 +122,59 @@ def test_start_connection_closed_without_tls_is_no_scheme_error(faulty: FaultySe
 def test_start_untrusted_certificate_names_verify(tls_port: int) -> None:
     said = error_of(f"https://localhost:{tls_port}/v1", max_retries=0)
     assert "not trusted" in said
+    plain(said)
     assert "verify=" in said
+
+
+def test_start_certificate_of_another_host_says_that_the_name_does_not_match(
+    tmp_path: Path,
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    for issued in ("example.org", "10.0.0.1"):
+        with tls_server(authority, issued) as port:
+            for host in ("localhost", "127.0.0.1"):
+                said = error_of(
+                    f"https://{host}:{port}/v1", verify=str(tmp_path / "ca.pem"), max_retries=0
+                )
+                assert f"the host name {host!r} does not match the certificate" in said
+                assert "verify=" not in said
+                plain(said)
+
+
+def test_start_reset_connection_is_called_by_its_name() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def reset_all() -> None:
+            while True:
+                try:
+                    connection = listener.accept()[0]
+                except OSError:
+                    return
+                connection.recv(1)
+                linger = struct.pack("ii", 1, 0)  # close with a reset
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                connection.close()
+
+        threading.Thread(target=reset_all, daemon=True).start()
+        said = error_of(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", max_retries=0)
+        listener.shutdown(socket.SHUT_RDWR)
+    assert "[Errno 104]" in said
+    plain(said)
+
+
+def test_start_proxy_that_is_away_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("no_proxy", "")
+    said = error_of("http://embeddings.test/v1", max_retries=0)
+    assert "HTTP_PROXY" in said
+    plain(said)
 
 
 def test_start_unknown_host_names_it() -> None:
     said = error_of("http://no-such-host.invalid/v1")
+    plain(said)
     assert "'no-such-host.invalid' does not resolve" in said
     assert "verify" not in said
 

@@ -7,10 +7,12 @@ import asyncio
 import dataclasses
 import pickle
 import re
+import ssl
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from types import MappingProxyType
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from qwen3_embeddings import (
     MODELS,
     TASKS,
     DimensionsError,
+    Embedder,
     InvalidVectorError,
     Qwen3EmbeddingsError,
     TextTooLongError,
@@ -29,10 +32,12 @@ from qwen3_embeddings import (
     long_texts,
     truncate,
 )
+from qwen3_embeddings.canonical import canonical
 from qwen3_embeddings.config import EngineKind
 from qwen3_embeddings.engines.registry import KINDS
 from qwen3_embeddings.models import describe
 from qwen3_embeddings.prompts import instruct
+from qwen3_embeddings.redaction import Secret
 from qwen3_embeddings.vectors import BLOCK, alists, lists
 
 
@@ -48,6 +53,43 @@ def test_public_names_are_complete_and_sorted() -> None:
 def test_integration_names_are_complete() -> None:
     assert all(hasattr(integration, name) for name in integration.__all__)
     assert integration.__all__ == sorted(integration.__all__, key=lambda n: (not n.isupper(), n))
+
+
+URL = "http://127.0.0.1:9/v1"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"timeout": 60}, {"timeout": 60.0}),
+        ({"timeout": None}, {}),
+        ({"restart_timeout": 180}, {}),
+        ({"max_concurrency": 16}, {}),
+        ({"batch_size": 64}, {}),
+        *(({"base_url": url}, {}) for url in (f"{URL}/", f"{URL}/embeddings", URL[:-3])),
+    ],
+    ids=str,
+)
+def test_equal_settings_of_a_server_compare_equal_and_share_an_engine(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    a, b = (Embedder(**{"base_url": URL} | settings) for settings in (one, other))
+    twins = [a, b, *(pickle.loads(pickle.dumps(embedder)) for embedder in (a, b))]
+    assert len(set(twins)) == 1
+    assert len({id(embedder._lease.engine) for embedder in twins}) == 1
+    assert Embedder(base_url=URL, timeout=61) not in twins
+    for embedder in twins:
+        embedder.close()
+
+
+def test_canonical_of_equal_values_is_equal() -> None:
+    names = [f"name{i}" for i in range(50)]
+    one = {"a": Path("/x"), "b": set(names), "c": MappingProxyType({"d": frozenset(names)})}
+    other = {"c": {"d": {*reversed(names)}}, "b": {*reversed(names)}, "a": "/x"}
+    assert canonical(one) == canonical(other) == canonical(pickle.loads(pickle.dumps(other)))
+    contexts = [ssl.create_default_context(), ssl.create_default_context()]
+    assert canonical(contexts[0]) != canonical(contexts[1])
+    assert canonical(Secret("a")) != canonical(Secret("b"))
 
 
 @pytest.mark.parametrize("adapter", ["chroma", "haystack", "langchain", "llama-index"])

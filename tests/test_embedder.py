@@ -251,10 +251,14 @@ def test_equal_settings_compare_and_hash_equal(checkpoint: str) -> None:
             Embedder(Path(checkpoint), dimensions=64.0, task=TASKS["web_search"]),  # type: ignore[arg-type]
             Embedder(checkpoint, dimensions=64, task="code").with_task(),
         ],
-        [Embedder(checkpoint), copy.copy(Embedder(checkpoint))],
+        [Embedder(checkpoint), copy.copy(Embedder(checkpoint)), Embedder(checkpoint + "/")],
         [Embedder(checkpoint, task="code"), Embedder(checkpoint).with_task("code")],
         [Embedder(checkpoint, query_instruction="Find it")],
         [Embedder(checkpoint, engine_kwargs={"max_num_seqs": 8})],
+        [
+            Embedder(checkpoint, engine_kwargs={"download_dir": Path("x"), "a": {"b", "c", "d"}}),
+            Embedder(checkpoint, engine_kwargs={"download_dir": "x", "a": {"d", "c", "b"}}),
+        ],
         [
             Embedder(base_url=url, default_headers=headers),
             Embedder(base_url=url, api_key="k", default_headers=headers),

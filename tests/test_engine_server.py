@@ -567,7 +567,7 @@ def test_encode_document_refused_text_fails_only_its_caller(fake: FakeServer) ->
     ("answer", "kind"),
     [
         (httpx.Response(500), TextRefusedError),
-        (httpx.Response(200, content=b"[]"), ServerResponseError),
+        (httpx.Response(200, content=b"[]"), TextRefusedError),
     ],
 )
 def test_encode_query_text_that_breaks_the_server_fails_only_its_caller(

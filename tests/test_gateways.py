@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import trustme
 from requests.utils import should_bypass_proxies
 
 from qwen3_embeddings import (
@@ -16,6 +17,8 @@ from qwen3_embeddings import (
     Embedder,
     ModelNotFoundError,
     ServerBusyError,
+    ServerConnectionError,
+    ServerError,
     ServerRefusedError,
     ServerResponseError,
     TextRefusedError,
@@ -25,6 +28,8 @@ from qwen3_embeddings.engines.openai import wire
 from qwen3_embeddings.engines.openai.addresses import environment_proxy, normal_url
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.conftest import FaultyServer, Request
 
 Connect = Callable[..., Embedder]
@@ -179,7 +184,23 @@ def test_start_no_models_route_asks_for_model(faulty: FaultyServer, connect: Con
     assert connect(model="named").start().model == "named"
 
 
-@pytest.mark.parametrize("answer", [(403, {}), (400, {}), (200, b"<html>"), (501, {})])
+LISTINGS: list[tuple[int, Any]] = [
+    *((code, {"error": {"message": "no"}}) for code in (302, 400, 401, 403, 404, 500, 501)),
+    (404, {"error": {"message": "no route /v1/models"}}),
+    *((200, body) for body in (b"<html>", {"error": "no list"}, {"data": None}, {"data": []}, [])),
+]
+
+
+@pytest.mark.parametrize("answer", [x for x in LISTINGS if x[0] != 401])
+def test_start_unusable_models_route_without_model_asks_for_it(
+    faulty: FaultyServer, connect: Connect, answer: tuple[int, Any]
+) -> None:
+    faulty.respond = lambda r: answer if r.path == "/v1/models" else faulty.answer(r)
+    with pytest.raises(ServerError, match=r"Pass the (name of the model|model's name) as model="):
+        connect(max_retries=0).start()
+
+
+@pytest.mark.parametrize("answer", LISTINGS)
 def test_start_unusable_models_route_with_model_given_works(
     faulty: FaultyServer, connect: Connect, answer: tuple[int, Any]
 ) -> None:
@@ -297,9 +318,37 @@ def test_encode_document_tokenizer_that_strips_accepts_texts_ending_in_newlines(
 
 # Proxies.
 
+WORDED: list[tuple[Any, type[Exception]]] = [
+    ({"object": "error", "message": "the words", "code": 400}, ServerRefusedError),
+    ({"object": "error", "message": "the words: rate limit"}, ServerBusyError),
+    ({"detail": "the words"}, ServerRefusedError),
+    ({"errors": [{"status": "403", "detail": "the words"}]}, AuthenticationError),
+    ({"errors": ["the words"]}, ServerRefusedError),
+    ([{"error": {"code": 429, "message": "the words"}}], ServerBusyError),
+    ({"error": True, "message": "the words"}, ServerRefusedError),
+]
+
+
+@pytest.mark.parametrize(("answer", "kind"), WORDED)
+def test_start_status_200_with_error_of_another_shape_says_its_words(
+    faulty: FaultyServer, connect: Connect, answer: Any, kind: type[Exception]
+) -> None:
+    faulty.respond = lambda r: (200, answer) if r.method == "POST" else faulty.answer(r)
+    with pytest.raises(kind, match="200 with an error: the words") as caught:
+        connect(max_retries=0).start()
+    assert "base_url" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"tokens": [1], "message": "m"}', b'{"data": [], "detail": "d"}', b'["message"]']
+)
+def test_read_error_words_next_to_a_result_are_no_error(body: bytes) -> None:
+    assert wire.read_error(body) is None
+
+
 NO_PROXY = [
     *("", "*", "example.com", ".example.com", "example.com:8000", "sub.example.com:80"),
-    *("10.0.0.0/8", "10.1.2.3/32", "192.168.0.0/16, 10.0.0.0/8", "10.1.2.3", "10.1.2.3:8000"),
+    *("10.0.0.0/8", "10.1.2.3/32", "192.168.0.0/16, 10.0.0.0/8", "10.1.2.3"),
     *("localhost", "localhost:8000", "127.0.0.0/8", "a.com,example.com", "10.0.0.0/33"),
     *("not/cidr", "::1", " example.com ", "other.com"),
 ]
@@ -331,6 +380,56 @@ def test_environment_proxy_reads_no_proxy_as_requests_does(
     assert not wrong
     monkeypatch.setenv("NO_PROXY", "fd00::/8")  # curl reads ranges of IPv6 too
     assert environment_proxy("http://[fd00::1]/v1") is None
+
+
+@pytest.mark.parametrize(
+    ("value", "url", "bypassed"),
+    [
+        ("other.com example.com", "http://example.com/v1", True),
+        ("other.com\t10.0.0.0/8", "http://10.1.2.3/v1", True),
+        ("other.com example.org", "http://example.com/v1", False),
+        ("10.1.2.3:8000", "http://10.1.2.3:8000/v1", True),
+        ("10.1.2.3:8000", "http://10.1.2.3:8001/v1", False),
+        ("10.1.2.3:8000", "http://10.1.2.3/v1", False),
+        ("[::1]:8000", "http://[::1]:8000/v1", True),
+        ("[::1]:8000", "http://[::1]:8001/v1", False),
+        ("[::1]", "http://[::1]/v1", True),
+        ("[::1]", "http://[::1]:8000/v1", True),
+    ],
+)
+def test_environment_proxy_reads_spaces_and_addresses_with_ports(
+    value: str, url: str, bypassed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_proxies(monkeypatch)
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy:1")
+    monkeypatch.setenv("NO_PROXY", value)
+    assert (environment_proxy(url) is None) is bypassed
+
+
+def test_embedder_no_proxy_set_after_a_failure_is_followed(
+    faulty: FaultyServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_proxies(monkeypatch)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    failing = connect(max_retries=0)
+    with pytest.raises(ServerConnectionError, match="NO_PROXY"):
+        failing.encode_document(["a"])
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert connect(max_retries=0).encode_document(["a"]).shape == (1, 32)
+
+
+@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
+def test_embedder_ca_of_the_environment_is_part_of_the_engine(
+    connect: Connect, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(name, raising=False)
+    first, same = connect(), connect()
+    (tmp_path / "ca.pem").write_bytes(trustme.CA().cert_pem.bytes())
+    monkeypatch.setenv(name, str(tmp_path / "ca.pem" if name == "SSL_CERT_FILE" else tmp_path))
+    changed = connect()
+    assert first._lease.engine is same._lease.engine
+    assert first._lease.engine is not changed._lease.engine
+    assert first == changed, "the settings are the same"
 
 
 @pytest.mark.parametrize("value", ["127.0.0.0/8", "127.0.0.1"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from qwen3_embeddings import (
     Qwen3EmbeddingsError,
     ServerBusyError,
     ServerConnectionError,
+    ServerError,
     ServerTimeoutError,
     TextRefusedError,
     TextsFailedError,
@@ -61,9 +63,43 @@ def status(code: int) -> Fault:
     return lambda _: (code, {"error": {"message": "unsupported value: NaN"}})
 
 
+def vectors(
+    faulty: FaultyServer, texts: set[str], change: Callable[[dict[str, Any]], Any]
+) -> Fault:
+    """Change the items of some texts in the answers."""
+
+    def respond(request: Request) -> tuple[int, Any]:
+        code, answer = faulty.answer(request)
+        sent = request.body.get("input", [])
+        if "usage" in answer:
+            changed = [
+                change(item) if text in texts else item
+                for text, item in zip(sent, answer["data"], strict=True)
+            ]
+            answer["data"] = [item for item in changed if item]
+        return code, answer
+
+    return respond
+
+
 FAULTS: dict[str, Fault] = {
     **{f"status {code}": status(code) for code in (408, 500, 502, 503, 504)},
     "connection closed": lambda _: None,
+}
+UNRETRIED: dict[str, Fault] = {
+    **{f"status {code}": status(code) for code in (302, 403, 404, 405, 501)},
+    "unknown model": lambda _: (404, {"error": {"message": "no model for this input"}}),
+    "HTML": lambda _: (200, b"<html>blocked</html>"),
+    "nothing": lambda _: (200, b""),
+    "no list": lambda _: (200, {"data": None}),
+}
+CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "null": lambda item: item | {"embedding": None},
+    "empty": lambda item: item | {"embedding": []},
+    "empty base64": lambda item: item | {"embedding": ""},
+    "vector per token": lambda item: item | {"embedding": [item["embedding"]]},
+    "no embedding": lambda item: {"index": item["index"]},
+    "omitted": lambda _: None,
 }
 
 
@@ -86,6 +122,78 @@ def test_encode_document_server_fails_on_one_text_names_it_and_keeps_others(
     expected = [faulty.vector(text) for text in TEXTS if text != BAD]
     np.testing.assert_allclose(caught.value.computed.vectors, expected, atol=1e-6)
     assert len(faulty.inputs) < 20
+
+
+def only_about_the_text(error: Exception) -> None:
+    said = str(error)
+    assert "Leave it out, or change it." in said
+    assert not re.search("base_url|api_key|max_concurrency|Try later|pooling|Report|Check", said)
+
+
+@pytest.mark.parametrize("on_error", ["stop", "finish"])
+@pytest.mark.parametrize("name", [*UNRETRIED, *CHANGES])
+def test_encode_document_answer_to_one_text_is_unusable_names_it_and_keeps_others(
+    faulty: FaultyServer, connect: Connect, name: str, on_error: str
+) -> None:
+    embedder = connect(on_error=on_error)
+    faulty.respond = (
+        on(faulty, {BAD}, UNRETRIED[name])
+        if name in UNRETRIED
+        else vectors(faulty, {BAD}, CHANGES[name])
+    )
+    with pytest.raises(TextRefusedError if on_error == "stop" else TextsFailedError) as caught:
+        embedder.encode_document(TEXTS)
+    assert caught.value.positions == (4,)
+    carried(caught.value, [0, 1, 2, 3, 5, 6, 7, 8, 9])
+    only_about_the_text(caught.value)
+    assert len(faulty.inputs) < 20
+
+
+@pytest.mark.parametrize("on_error", ["stop", "finish"])
+@pytest.mark.parametrize("name", [*UNRETRIED, *CHANGES])
+def test_encode_document_every_answer_is_unusable_stops_after_few_requests(
+    faulty: FaultyServer, connect: Connect, name: str, on_error: str
+) -> None:
+    embedder = connect(on_error=on_error)
+    everything = {*TEXTS, "probe"}
+    fault = UNRETRIED.get(name) or vectors(faulty, everything, CHANGES[name])
+    faulty.respond = fault
+    with pytest.raises(ServerError) as caught:
+        embedder.encode_document(TEXTS)
+    assert not isinstance(caught.value, TextRefusedError)
+    assert len(faulty.requests) == 2, "one attempt and a harmless text"
+
+
+def test_encode_document_unusable_answer_by_chance_blames_no_text(
+    faulty: FaultyServer, connect: Connect
+) -> None:
+    """A text whose request is answered with a page twice, then once alone, has a vector."""
+    embedder = connect()
+    pages = iter(range(4))  # of the request, its half, its quarter and the text alone
+    page: Fault = lambda _: (200, b"<html>")  # noqa: E731
+    bad = on(faulty, {TEXTS[0]}, page)
+
+    def respond(request: Request) -> tuple[int, Any] | None:
+        if TEXTS[0] in request.body["input"] and next(pages, None) is None:
+            return faulty.answer(request)
+        return bad(request)
+
+    faulty.respond = respond
+    rows = embedder.encode_document(TEXTS)
+    np.testing.assert_allclose(rows, [faulty.vector(text) for text in TEXTS], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["status 500", "status 400", "connection closed"])
+def test_encode_document_blamed_text_message_has_no_advice_about_the_server(
+    faulty: FaultyServer, connect: Connect, name: str
+) -> None:
+    embedder = connect(max_retries=0)
+    faulty.respond = on(faulty, {BAD}, FAULTS.get(name) or status(400))
+    with pytest.raises(TextRefusedError) as caught:
+        embedder.encode_document(TEXTS)
+    only_about_the_text(caught.value)
+    if name != "connection closed":
+        assert "unsupported value: NaN" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["status 500", "connection closed"])
@@ -206,7 +314,7 @@ def test_encode_document_everything_times_out_raises_server_timeout(
         embedder.encode_document(TEXTS)
 
 
-@pytest.mark.parametrize("name", ["status 500", "connection closed"])
+@pytest.mark.parametrize("name", ["status 500", "connection closed", "status 403", "HTML"])
 def test_tokenize_server_fails_on_one_text_names_it(
     faulty: FaultyServer, connect: Connect, name: str
 ) -> None:
@@ -217,7 +325,7 @@ def test_tokenize_server_fails_on_one_text_names_it(
         if request.path != "/tokenize":
             return faulty.answer(request)
         if request.body["prompt"].startswith("bad"):
-            return FAULTS[name](request)
+            return (FAULTS | UNRETRIED)[name](request)
         return 200, {"tokens": [1] * (1 + len(request.body["prompt"]))}
 
     faulty.respond = respond

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, Literal
 
 from qwen3_embeddings import long_texts, models
@@ -27,6 +28,15 @@ Role = Literal["query", "document"]
 
 TIMEOUT = 60.0
 """Seconds that a request to a server may take when no time-out is set."""
+
+RESTART_TIMEOUT = 180.0
+"""Seconds that documents wait for a server that is down when no such time is set."""
+
+MAX_CONCURRENCY = 16
+"""Requests in flight per role when no maximum is set."""
+
+SERVER_BATCH = 64
+"""Texts per request to a server when no maximum is set."""
 
 LEAST = {
     "batch_size": 1,
@@ -61,8 +71,11 @@ def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
         found["dimensions"] = check_dimensions(
             found["dimensions"], known.dimensions if known else None
         )
-    if found["timeout"] is None:
-        found["timeout"] = TIMEOUT
+    for name, default in (("timeout", TIMEOUT), ("restart_timeout", RESTART_TIMEOUT)):
+        found[name] = float(default if found[name] is None else found[name])
+    found["max_concurrency"] = found["max_concurrency"] or MAX_CONCURRENCY
+    if found["engine"] == "server" and found["base_url"]:
+        found["base_url"] = _addresses().normal_url(found["base_url"])
     found["default_headers"] = hide(found["default_headers"] or {})
     found["engine_kwargs"] = dict(found["engine_kwargs"] or {})
     return found
@@ -91,12 +104,15 @@ def engine_arguments(
         )
     names = ("timeout", "max_retries", "restart_timeout", "default_headers", "verify")
     arguments = {name: settings[name] for name in (*names, "model", "base_url")}
-    arguments["max_concurrency"] = settings["max_concurrency"] or 16
-    arguments["batch_size"] = settings["batch_size"] or 64
+    arguments["max_concurrency"] = settings["max_concurrency"]
+    arguments["batch_size"] = settings["batch_size"] or SERVER_BATCH
     arguments["batch_parameter"] = batch_parameter
     for name in ("client", "http_client"):
         if settings[name] is not None:
             arguments[name] = settings[name]
+    if settings["client"] is None and settings["http_client"] is None:
+        # Part of the key of the registry: a change, such as NO_PROXY, needs another engine.
+        arguments["environment"] = _addresses().Environment.read(settings["base_url"])
     if settings["client"] is not None and api_key:
         raise ConfigurationError("client has a key of its own. Leave api_key out.")
     if settings["client"] is None:
@@ -117,8 +133,19 @@ def _base_url(settings: Mapping[str, Any]) -> str | None:
 
 
 def local_path(model: str | os.PathLike[str]) -> str:
-    """Return a hub id or path as text, a leading ``~`` replaced by the home folder."""
-    return os.path.expanduser(os.fspath(model))
+    """Return a hub id or path as text, a leading ``~`` replaced by the home folder.
+
+    A slash at the end is removed, so that both ways of writing a folder are one setting.
+    """
+    path = os.path.expanduser(os.fspath(model))
+    return path.rstrip("/") or path
+
+
+def _addresses() -> ModuleType:
+    # Imported where a server is used: urllib.request is slow to import.
+    from qwen3_embeddings.engines.openai import addresses
+
+    return addresses
 
 
 def _path_text(model: object) -> object:

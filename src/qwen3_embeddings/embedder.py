@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from numpy.typing import ArrayLike
 
 from qwen3_embeddings import config, event_loop, models, vectors
+from qwen3_embeddings.canonical import canonical
 from qwen3_embeddings.closing import Closing
 from qwen3_embeddings.config import Dtype, EngineKind, OnError, Role
 from qwen3_embeddings.doctor.report import Report
@@ -333,7 +333,9 @@ class Embedder(Encoding, Closing):
     def _identity(self) -> str:
         """Return what equal settings have in common, without secrets."""
         settings = self._public_settings() | {"task": dataclasses.astuple(self.task)}
-        return json.dumps(settings, sort_keys=True, default=lambda v: f"{type(v)}@{id(v)}")
+        if self.engine == "server":
+            settings["batch_size"] = settings["batch_size"] or config.SERVER_BATCH
+        return canonical(settings)
 
     def __copy__(self) -> Self:
         """Return another handle on the same engine, which is closed on its own."""

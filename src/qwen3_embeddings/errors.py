@@ -196,7 +196,10 @@ class ServerError(EngineError):
 
     Attributes:
         status: HTTP status, or None if there was no response.
+        answered: what the server did, without advice; empty if the message alone says it.
     """
+
+    answered = ""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)

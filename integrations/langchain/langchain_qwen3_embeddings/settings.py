@@ -110,15 +110,15 @@ class Settings(BaseModel):
     """Maximum number of texts passed to the engine at once (its own choice), or sent to a server in
     one request (64)."""
 
-    max_retries: int = 4
+    max_retries: Annotated[int, SkipValidation] = 4
     """Number of retries for transient failures: connection errors, HTTP 408, 429 and 5xx (except
     501). Concurrency-limit 429s are not counted."""
 
-    restart_timeout: float = 180.0
+    restart_timeout: Annotated[float, SkipValidation] = 180.0
     """How long, in seconds, document requests keep retrying while a server that answered before is
     down. Queries fail after `max_retries`."""
 
-    timeout: float | None = TIMEOUT
+    timeout: Annotated[float | None, SkipValidation] = TIMEOUT
     """Seconds that one request to a server may take; None for the default."""
 
     default_headers: dict[str, str | SecretStr] | None = Field(default=None, repr=False)
@@ -128,7 +128,7 @@ class Settings(BaseModel):
     verify: bool | str | ssl.SSLContext = True
     """TLS verification: True, False, a CA file, or an `ssl.SSLContext`."""
 
-    max_concurrency: int | None = None
+    max_concurrency: Annotated[int | None, SkipValidation] = None
     """Maximum number of in-flight requests per role (queries, documents); 16 by default. Lowered
     automatically while the server answers 429."""
 

@@ -369,6 +369,30 @@ def test_equal_settings_compare_and_hash_equal() -> None:
         assert not [other for other in others if other in same]
 
 
+def test_equal_settings_of_a_server_compare_equal() -> None:
+    twins = [
+        Qwen3Embedding(api_base=url, **settings)
+        for url in (URL, f"{URL}/", f"{URL}/embeddings")
+        for settings in ({}, {"timeout": 60}, {"timeout": None}, {"max_concurrency": 16})
+    ]
+    twins += [pickle.loads(pickle.dumps(one)) for one in twins]
+    assert len(set(twins)) == 1
+    assert Qwen3Embedding(api_base=URL, timeout=61) not in twins
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"timeout": "10"}, {"timeout": (5, 10)}, {"restart_timeout": "10"}, {"max_concurrency": "4"}],
+    ids=str,
+)
+def test_settings_of_another_type_raise_as_in_the_core(settings: dict[str, Any]) -> None:
+    for make in (Embedder, Qwen3Embedding):
+        with pytest.raises(
+            ConfigurationError, match=rf"{next(iter(settings))} is (str|tuple)\. Pass"
+        ):
+            make(base_url=URL, **settings)
+
+
 def test_repr_shows_no_address_and_no_secret() -> None:
     handles: dict[str, Any] = {"embeddings_cache": SimpleKVStore(), "rate_limiter": object()}
     handles["default_headers"] = {"X-Api-Key": KEY}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import hashlib
-import json
 import logging
 import os
 import threading
@@ -18,9 +17,9 @@ from importlib import import_module
 from typing import Any
 
 from qwen3_embeddings import event_loop
+from qwen3_embeddings.canonical import canonical
 from qwen3_embeddings.engines.base import Engine, closed_error
 from qwen3_embeddings.errors import ConfigurationError
-from qwen3_embeddings.redaction import Secret
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class Lease:
 
     def __init__(self, kind: str, arguments: dict[str, Any]) -> None:
         self._kind, self._arguments = kind, arguments
-        described = json.dumps([kind, arguments], sort_keys=True, default=_identity)
+        described = canonical([kind, arguments])
         self._key = hashlib.sha256(described.encode()).hexdigest()  # headers may hold secrets
         self._engine: Engine | None = None
         self._acquire()
@@ -113,13 +112,6 @@ def _make(kind: str, arguments: dict[str, Any]) -> Engine:
             f"the {kind} engine does not accept an argument: {error}"
         ) from error
     return engine
-
-
-def _identity(value: Any) -> str:
-    """Return what identifies a value that JSON cannot hold, such as a secret or a TLS context."""
-    if isinstance(value, Secret):
-        return value.get_secret_value()
-    return f"{type(value).__qualname__}@{id(value)}"
 
 
 def _close_all() -> None:

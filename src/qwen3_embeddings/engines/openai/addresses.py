@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from collections.abc import Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import (  # type: ignore[attr-defined]  # typeshed omits the last
+    getproxies,
+    proxy_bypass,
+    proxy_bypass_environment,
+)
 
 from qwen3_embeddings.errors import ConfigurationError
+
+
+class Environment(NamedTuple):
+    """What the environment says about connections. Engines that differ in it are not shared.
+
+    Attributes:
+        proxy: URL of the proxy, or None.
+        ca_file: ``SSL_CERT_FILE``.
+        ca_folder: ``SSL_CERT_DIR``.
+    """
+
+    proxy: str | None
+    ca_file: str | None
+    ca_folder: str | None
+
+    @classmethod
+    def read(cls, base_url: str) -> Environment:
+        """Read the settings for requests to `base_url`."""
+        files = [os.environ.get(name) or None for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")]
+        return cls(environment_proxy(base_url), *files)
+
 
 _ROUTES = ("/embeddings", "/models", "/chat/completions", "/completions")
 
@@ -65,19 +93,26 @@ def environment_proxy(base_url: str) -> str | None:
 def _bypassed(parts: SplitResult, no_proxy: str) -> bool:
     """Whether requests to a URL go around the proxy.
 
-    The standard library reads names, suffixes and ``*``. Ranges of addresses and ports are added
-    here.
+    The standard library reads names, suffixes and ``*`` between commas. Spaces between entries,
+    ranges of addresses, and addresses with a port or in brackets are added here.
     """
     host = parts.hostname or ""
-    address: IPv4Address | IPv6Address | None = None
-    with contextlib.suppress(ValueError):
-        address = ip_address(host)
     if proxy_bypass(host):
         return True
-    if address is None:
-        return parts.port is not None and bool(proxy_bypass(f"{host}:{parts.port}"))
-    for entry in re.split(r"[,\s]+", no_proxy):
-        with contextlib.suppress(ValueError):
-            if "/" in entry and address in ip_network(entry, strict=False):
-                return True
+    entries = re.split(r"[,\s]+", no_proxy)
+    place = f"[{host}]" if ":" in host else host
+    places = [host, place] if parts.port is None else [host, place, f"{place}:{parts.port}"]
+    separated = {"no": ",".join(entries)}
+    if any(proxy_bypass_environment(place, separated) for place in places):
+        return True
+    with contextlib.suppress(ValueError):
+        address = ip_address(host)
+        return any(address in network for network in _networks(entries))
     return False
+
+
+def _networks(entries: list[str]) -> Iterator[IPv4Network | IPv6Network]:
+    for entry in entries:
+        with contextlib.suppress(ValueError):
+            if "/" in entry:
+                yield ip_network(entry, strict=False)

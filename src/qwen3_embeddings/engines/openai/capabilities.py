@@ -15,10 +15,11 @@ from qwen3_embeddings.engines.base import Served
 from qwen3_embeddings.engines.openai import wire
 from qwen3_embeddings.engines.openai.endpoint import Endpoint
 from qwen3_embeddings.engines.openai.limiter import Slots
-from qwen3_embeddings.engines.openai.retry import status_of
 from qwen3_embeddings.errors import (
     ModelNotFoundError,
     Qwen3EmbeddingsError,
+    ServerConnectionError,
+    ServerError,
     ServerResponseError,
 )
 
@@ -106,23 +107,13 @@ async def _find_model(endpoint: Endpoint, model: str | None) -> _Listed:
     With `model` given, a server without a usable list is probed for it anyway.
     """
     answer = await endpoint.get("/models")
-    status = status_of(answer)
-    if status in {404, 405, 501} and model is None:
-        raise ServerResponseError(
-            f"{endpoint.base_url} has no list of models (/models answers {status}). "
-            "Pass the name of the model as model=. If this is the wrong address, correct base_url: "
-            "it is the server's OpenAI-compatible root, usually ending in /v1.",
-            status,
-        )
-    if model is not None and status != 401 and (400 <= status < 500 or status == 501):
-        return _Listed(model, model)
-    endpoint.check(answer)
     try:
+        endpoint.check(answer)
         rows = wire.read_models(answer.content)
-    except ServerResponseError:
-        if model is None:
-            raise
-        return _Listed(model, model)
+    except ServerError as error:
+        if model is not None:
+            return _Listed(model, model)
+        raise _no_list(endpoint.base_url, error, answer.status_code) from None
     row = _choose(endpoint.base_url, rows, model)
     names = tuple(row["id"] for row in rows)
     if row is None:
@@ -136,6 +127,21 @@ async def _find_model(endpoint: Endpoint, model: str | None) -> _Listed:
             context -= 1
     owner = str(row.get("owned_by") or "")
     return _Listed(row["id"], row.get("root") or row["id"], context, names, owner)
+
+
+def _no_list(base_url: str, error: ServerError, status: int) -> ServerError:
+    """Return the error of a server whose model is not known because it lists none."""
+    advice = "Pass the name of the model as model=, if the server embeds without listing models."
+    if isinstance(error, ServerResponseError | ModelNotFoundError):
+        return ServerResponseError(
+            f"{base_url} has no usable list of models ({error.answered}). {advice} If this is the "
+            "wrong address, correct base_url: it is the server's OpenAI-compatible root, usually "
+            "ending in /v1.",
+            status,
+        )
+    if isinstance(error, ServerConnectionError) or error.status == 401:
+        return error
+    return type(error)(f"{error} {advice}", error.status)
 
 
 def _choose(base_url: str, rows: list[dict[str, Any]], model: str | None) -> dict[str, Any] | None:
@@ -162,5 +168,5 @@ def _not_served(base_url: str, names: tuple[str, ...], model: str | None) -> Mod
     return ModelNotFoundError(
         f"the server at {base_url} serves {', '.join(map(repr, names)) or 'no model it names'}"
         + (f", not {model!r}" if model else "")
-        + ". Pass one of its names as model."
+        + (". Pass one of its names as model=." if names else ". Pass the model's name as model=.")
     )

@@ -13,16 +13,21 @@ from typing import Any, TypeVar
 from qwen3_embeddings import event_loop
 from qwen3_embeddings.engines.base import Prompt, Served, Usage, closed_error
 from qwen3_embeddings.engines.openai import capabilities
+from qwen3_embeddings.engines.openai.addresses import Environment
 from qwen3_embeddings.engines.openai.batching import Batcher, Kind
 from qwen3_embeddings.engines.openai.endpoint import Endpoint, composed
-from qwen3_embeddings.engines.openai.isolation import may_be_a_text, outlast
+from qwen3_embeddings.engines.openai.isolation import (
+    may_be_a_text,
+    outlast,
+    was_not_retried,
+    what_it_did,
+)
 from qwen3_embeddings.engines.openai.limiter import Slots
 from qwen3_embeddings.engines.openai.retry import Connection
 from qwen3_embeddings.errors import (
     Computed,
     Qwen3EmbeddingsError,
     ServerError,
-    ServerResponseError,
     TextError,
     TextRefusedError,
     TextTooLongError,
@@ -60,6 +65,8 @@ class ServerEngine:
             on this package's event loop.
         http_client: an httpx client, sync or async, used in the same way. Key and headers are
             added to its requests.
+        environment: proxy and CAs of this package's own HTTP client; None reads them from the
+            environment now.
 
     Attributes:
         connection: sends single requests to the server.
@@ -84,6 +91,7 @@ class ServerEngine:
         batch_parameter: str | None = "batch_size",
         client: Any = None,
         http_client: Any = None,
+        environment: Environment | None = None,
     ) -> None:
         self.connection = Connection(
             base_url,
@@ -96,6 +104,7 @@ class ServerEngine:
             http_client=http_client,
             threads=2 * max_concurrency,
             batch_parameter=batch_parameter,
+            environment=environment,
         )
         self.base_url = self.connection.base_url
         self.model = model
@@ -147,12 +156,12 @@ class ServerEngine:
                     try:
                         return await ask(text)
                     except (ServerError, TextTooLongError) as error:
-                        if isinstance(error, ServerResponseError) or not may_be_a_text(error):
+                        if not may_be_a_text(error):
                             raise
                         probe = functools.partial(ask, "probe", retries=0)
                         patience = 0.0 if urgent else self._restart_timeout
                         was_down = await outlast(error, probe, slot, patience)
-                        if last or not was_down:
+                        if last or not (was_down or was_not_retried(error)):
                             refused[position] = error
                             break
             return []
@@ -251,7 +260,7 @@ class ServerEngine:
 
 def _not_tokenized(refused: Mapping[int, Qwen3EmbeddingsError]) -> TextRefusedError:
     error = next(iter(refused.values()))
-    said = "too long" if isinstance(error, TextTooLongError) else str(error)
+    said = "too long" if isinstance(error, TextTooLongError) else what_it_did(error)
     return TextRefusedError(
         f"the server does not tokenize it, so it cannot be cut to the context ({said}). Split it "
         "yourself, or raise the limit of the server or of the proxy in front of it.",

@@ -42,6 +42,7 @@ Reason = Literal[
     "name",
     "proxy",
     "certificate",
+    "wrong name",
     "no TLS",
     "needs TLS",
     "event loop",
@@ -95,9 +96,8 @@ class Failure:
         """
         links = list(_chain(error))
         names = {base.__name__ for link in links for base in type(link).__mro__}
-        said = f"{type(error).__name__}: {error}"
         words = " ".join(map(str, links))
-        return cls(_reason(links, names, words), said)
+        return cls(_reason(links, names, words), _innermost(links))
 
     @property
     def down(self) -> bool:
@@ -114,7 +114,7 @@ def _reason(links: list[BaseException], names: set[str], words: str) -> Reason:
     if names & {"ClientProxyConnectionError", "ClientHttpProxyError", "ProxyError"}:
         return "proxy"
     if "CERTIFICATE_VERIFY_FAILED" in words:
-        return "certificate"
+        return "wrong name" if re.search("(Hostname|IP address) mismatch", words) else "certificate"
     if any(isinstance(link, ssl.SSLError) for link in links) or "ClientConnectorSSLError" in names:
         no_tls = re.search("WRONG_VERSION_NUMBER|RECORD_LAYER|UNKNOWN_PROTOCOL|HTTP_REQUEST", words)
         return "no TLS" if no_tls else "broken"
@@ -137,6 +137,22 @@ def _reason(links: list[BaseException], names: set[str], words: str) -> Reason:
     if names & {"TransportError", "ClientError", "APIConnectionError", "OSError"}:
         return "broken"
     return "unusable"
+
+
+def _innermost(links: list[BaseException]) -> str:
+    """Return the words of the system's own error, else of the HTTP library's.
+
+    httpx-aiohttp calls every connection error a ConnectTimeout, and aiohttp's own words for one end
+    in "ssl:default".
+    """
+    wrappers = ("os_error", "certificate_error")
+    own = [link for link in links if isinstance(link, OSError) and str(link)]
+    own = [link for link in own if not any(hasattr(link, name) for name in wrappers)]
+    if own:
+        return str(own[-1])
+    aiohttp = [link for link in links if type(link).__module__.startswith("aiohttp") and str(link)]
+    link = aiohttp[-1] if aiohttp else links[0]
+    return f"{type(link).__name__}: {link}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -170,9 +186,11 @@ def connection_error(
     if failure.reason == "timeout":
         fewer = f", or lower {batch_parameter}" if batch_parameter else ""
         times = f", in {attempts} attempts" if attempts > 1 else ""
-        return ServerTimeoutError(
+        late = ServerTimeoutError(
             f"{base_url} did not answer within {timeout:g} s{times}. Raise timeout{fewer}."
         )
+        late.answered = f"it did not answer within {timeout:g} s{times}"
+        return late
     if failure.reason == "event loop":
         return ConfigurationError(
             f"the async client that was passed is in use on another event loop ({said}). Pass one "
@@ -186,6 +204,9 @@ def connection_error(
         "unusable": f"cannot send requests to {base_url} ({said}). Check base_url.",
         "certificate": f"the certificate of {place} is not trusted ({said}). Pass "
         "verify='/path/to/ca.pem' with the authority that signed it.",
+        "wrong name": f"the host name {parts.hostname!r} does not match the certificate of {place} "
+        f"({said}). Write a name that the certificate holds in base_url, or issue a certificate "
+        "for this one.",
         "no TLS": f"{place} does not speak TLS ({said}). Write http:// instead of https:// in "
         "base_url.",
         "needs TLS": f"{place} speaks TLS only. Write https:// instead of http:// in base_url.",
@@ -196,6 +217,7 @@ def connection_error(
     }
     error = ServerConnectionError(sentences[failure.reason])
     error.down = failure.down
+    error.answered = f"no answer: {said}"
     return error
 
 
@@ -280,7 +302,5 @@ def message_of(body: bytes) -> str:
     answer = wire.parse(body)
     if answer is None:
         return wire.excerpt(body)
-    error = answer.get("error", answer) if isinstance(answer, dict) else answer
-    if isinstance(error, dict):
-        error = error.get("message") or error.get("detail") or error
-    return str(error)[:500].encode("utf-8", "replace").decode()  # JSON can hold half a character
+    words = wire.words_of(wire.error_in(answer) or answer)
+    return words[:500].encode("utf-8", "replace").decode()  # JSON can hold half a character

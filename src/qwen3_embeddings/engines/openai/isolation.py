@@ -13,7 +13,9 @@ from qwen3_embeddings.engines.openai.limiter import Slot
 from qwen3_embeddings.engines.openai.retry import backoff
 from qwen3_embeddings.engines.openai.wire import Embeddings
 from qwen3_embeddings.errors import (
+    AuthenticationError,
     Computed,
+    ModelNotFoundError,
     Qwen3EmbeddingsError,
     ServerBusyError,
     ServerConnectionError,
@@ -81,6 +83,7 @@ class Isolation:
     The request is bisected until the failing texts stand alone. A text that the server refuses is
     blamed only if the server embeds another: a text of the same request, or a probe. A text on
     which the server fails is blamed only if a probe passed both before and after its last attempt.
+    A failure that is not retried, such as an answer that cannot be read, must occur twice.
     So a server that fails everything ends the search at once, and a restart blames no text.
 
     Args:
@@ -114,7 +117,11 @@ class Isolation:
                     middle = part.start + len(part) // 2
                     todo.append((range(middle, part.stop), None))
                     todo.append((range(part.start, middle), None))
-                elif (was_down or not checked) and part.start not in again and self._checked:
+                elif (
+                    (was_down or not checked or was_not_retried(failure))
+                    and part.start not in again
+                    and self._checked
+                ):
                     again.add(part.start)  # the server may just have come back
                     todo.append((part, None))
                 else:
@@ -191,13 +198,23 @@ async def outlast(
 
 
 def may_be_a_text(error: Qwen3EmbeddingsError) -> bool:
-    """Whether a single text can be why a request failed."""
+    """Whether a single text can be why a request failed, on a server that embedded others.
+
+    Filters in front of a server refuse a text with 403, 404 or 501, or answer a page of their own.
+    """
+    if isinstance(error, AuthenticationError):
+        return error.status == 403
     if isinstance(error, ServerRefusedError):
         return error.status in _ABOUT_A_TEXT
     if isinstance(error, ServerBusyError):
         return error.status != 429
     kinds = (TextTooLongError, ServerResponseError, ServerConnectionError, ServerTimeoutError)
-    return isinstance(error, kinds)
+    return isinstance(error, (*kinds, ModelNotFoundError))
+
+
+def was_not_retried(error: Qwen3EmbeddingsError) -> bool:
+    """Whether a request that failed with `error` was sent only once."""
+    return isinstance(error, ServerResponseError | AuthenticationError | ModelNotFoundError)
 
 
 def is_down(error: Qwen3EmbeddingsError) -> bool:
@@ -210,10 +227,19 @@ def is_down(error: Qwen3EmbeddingsError) -> bool:
 def _blame(error: Qwen3EmbeddingsError) -> Qwen3EmbeddingsError:
     """Return the error of one text that the server does not embed although it embeds others.
 
-    An answer that is no embeddings response is no text's fault for certain: it stays as it is.
+    The advice of `error` is about the whole server, so it is left out. Vectors of another size are
+    no text's fault: another model may answer some of the requests.
     """
-    if isinstance(error, TextTooLongError | ServerResponseError):
+    of_the_server = isinstance(error, ServerResponseError) and not error.answered
+    if isinstance(error, TextTooLongError) or of_the_server:
         return error
-    if isinstance(error, ServerRefusedError):
-        return TextRefusedError(str(error))
-    return TextRefusedError(f"the server fails on this text and embeds others: {error}")
+    verb = "refuses" if isinstance(error, ServerRefusedError) else "fails on"
+    return TextRefusedError(
+        f"the server {verb} this text and embeds others ({what_it_did(error)}). Leave it out, or "
+        "change it."
+    )
+
+
+def what_it_did(error: Qwen3EmbeddingsError) -> str:
+    """Return what the server did, without the error's advice where it is known."""
+    return (isinstance(error, ServerError) and error.answered) or str(error)

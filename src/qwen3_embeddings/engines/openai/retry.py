@@ -16,10 +16,10 @@ from typing import Any
 from qwen3_embeddings import telemetry
 from qwen3_embeddings.engines.base import closed_error
 from qwen3_embeddings.engines.openai import failures, transport, wire
-from qwen3_embeddings.engines.openai.addresses import environment_proxy
+from qwen3_embeddings.engines.openai.addresses import Environment
 from qwen3_embeddings.engines.openai.failures import Failure, Response
 from qwen3_embeddings.engines.openai.limiter import Slot
-from qwen3_embeddings.errors import Qwen3EmbeddingsError
+from qwen3_embeddings.errors import Qwen3EmbeddingsError, ServerError
 from qwen3_embeddings.redaction import Secret, hide_texts, shown
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class Connection:
         http_client: an httpx client of the caller's.
         threads: threads for a sync client of the caller's.
         batch_parameter: name of the caller's argument for the texts per request, for messages.
+        environment: proxy and CAs; None reads them from the environment now.
 
     Raises:
         ConfigurationError: an argument cannot work.
@@ -66,6 +67,7 @@ class Connection:
         http_client: Any = None,
         threads: int = 1,
         batch_parameter: str | None = "batch_size",
+        environment: Environment | None = None,
     ) -> None:
         self.base_url = transport.client_root(base_url, client, http_client)
         self.timeout = timeout
@@ -86,7 +88,8 @@ class Connection:
         elif http_client is not None:
             self._transport = transport.http_transport(http_client, headers, timeout, threads)
         else:
-            own = transport.OwnTransport(self.base_url, headers, timeout, verify)
+            self._environment = environment or Environment.read(self.base_url)
+            own = transport.OwnTransport(headers, timeout, verify, self._environment)
             self._transport, self._client = own, own.client
 
     async def close(self) -> None:
@@ -178,7 +181,8 @@ class Connection:
 
         A rejected body (400, 422) counts, since the request had passed the authentication.
         """
-        stranger = transport.OwnTransport(self.base_url, {}, self.timeout, self._verify)
+        environment = Environment.read(self.base_url)
+        stranger = transport.OwnTransport({}, self.timeout, self._verify, environment)
         try:
             async with asyncio.timeout(self.timeout):
                 answer = await stranger.send("GET" if body is None else "POST", url, body)
@@ -204,7 +208,11 @@ class Connection:
         quoted = [text for text in sent if isinstance(text, str)]
         label = f"{status}" if status == answer.status_code else "200 with an error"
         url = str(getattr(answer, "url", self.base_url))
-        return failures.status_error(status, label, url, said, hide_texts(self._hide(said), quoted))
+        quotable = hide_texts(self._hide(said), quoted)
+        error = failures.status_error(status, label, url, said, quotable)
+        if isinstance(error, ServerError):
+            error.answered = f"{label}: {quotable}"
+        return error
 
     async def _attempt(
         self, method: str, url: str, body: dict[str, Any] | None
@@ -238,7 +246,7 @@ class Connection:
         """Whether requests go to an ``http://`` server without a proxy."""
         own = isinstance(self._transport, transport.OwnTransport)
         plain = self.base_url.startswith("http://")
-        return own and plain and environment_proxy(self.base_url) is None
+        return own and plain and self._environment.proxy is None
 
     def _hide(self, text: str) -> str:
         """Return `text` without the key and header values a server or library may have quoted."""

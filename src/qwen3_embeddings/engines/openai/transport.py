@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qwen3_embeddings.engines.openai.addresses import environment_proxy, normal_url
+from qwen3_embeddings.engines.openai.addresses import Environment, normal_url
 from qwen3_embeddings.engines.openai.failures import Response
 from qwen3_embeddings.errors import ConfigurationError, MissingDependencyError
 from qwen3_embeddings.redaction import Secret
@@ -49,12 +49,12 @@ class OwnTransport:
 
     def __init__(
         self,
-        base_url: str,
         headers: Mapping[str, str],
         timeout: float,
         verify: bool | str | ssl.SSLContext,
+        environment: Environment,
     ) -> None:
-        self.client = own_client(base_url, headers, timeout, verify)
+        self.client = own_client(headers, timeout, verify, environment)
 
     async def send(self, method: str, url: str, body: dict[str, Any] | None) -> Response:
         """Send a request."""
@@ -213,7 +213,10 @@ def all_headers(
 
 
 def own_client(
-    base_url: str, headers: Mapping[str, str], timeout: float, verify: bool | str | ssl.SSLContext
+    headers: Mapping[str, str],
+    timeout: float,
+    verify: bool | str | ssl.SSLContext,
+    environment: Environment,
 ) -> httpx.AsyncClient:
     """Return an httpx client over aiohttp's connections.
 
@@ -233,10 +236,10 @@ def own_client(
         return HttpxAiohttpClient(
             headers=headers,
             timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS), pool=None),
-            verify=_authorities(verify),
+            verify=_authorities(verify, environment),
             limits=httpx.Limits(max_connections=0),
-            proxy=environment_proxy(base_url),
-            trust_env=False,  # read above: httpx understands neither ranges nor ports in NO_PROXY
+            proxy=environment.proxy,
+            trust_env=False,  # httpx understands neither ranges nor ports in NO_PROXY
         )
     except ValueError as error:
         if isinstance(error, ConfigurationError):
@@ -247,12 +250,14 @@ def own_client(
         ) from error
 
 
-def _authorities(verify: bool | str | ssl.SSLContext) -> bool | ssl.SSLContext:
+def _authorities(
+    verify: bool | str | ssl.SSLContext, environment: Environment
+) -> bool | ssl.SSLContext:
     """Return what to check certificates against: the variables' authorities, or certifi's."""
     if not (verify is True or isinstance(verify, str)):
         return verify
-    file = verify if isinstance(verify, str) else os.environ.get("SSL_CERT_FILE")
-    folder = None if isinstance(verify, str) else os.environ.get("SSL_CERT_DIR")
+    file = verify if isinstance(verify, str) else environment.ca_file
+    folder = None if isinstance(verify, str) else environment.ca_folder
     if not (file or folder):
         return True
     try:

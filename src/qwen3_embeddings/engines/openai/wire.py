@@ -25,7 +25,12 @@ vLLM's fourth format, ``bytes``, puts its metadata into a response header that e
 limits of HTTP clients."""
 VLLM_FORMATS = frozenset({"bytes_only"})
 """Formats that only vLLM implements. A server that speaks one also understands ``priority``."""
+_CHECK_ROOT = "Check that base_url is the server's OpenAI-compatible root, usually ending in /v1."
+_REPORT = "Report it to whoever runs the server."
 _SMALL = 65536  # bytes; an answer with vectors is not searched for an error
+_MAY_BE_AN_ERROR = re.compile(rb'"(errors?|message|detail)"')
+_WORDS = ("message", "detail")  # fields of an error that say what happened
+_RESULTS = {"data", "tokens", "version"}  # fields of the answers that are read here
 _BUSY = re.compile(
     r"overload|unavailable|try again|temporar|exhausted|at capacity|busy|tim(ed?|e) ?out|loading",
     re.IGNORECASE,
@@ -72,9 +77,9 @@ def read(body: bytes, content_type: str, rows: int) -> Embeddings:
 
 def _read_bytes(body: bytes, rows: int) -> Vectors:
     if not body or len(body) % (4 * rows):
-        raise ServerResponseError(
-            f"{len(body)} bytes are not {rows} float32 vectors of one size. Check what stands "
-            "between this client and the server: something altered the body."
+        raise _unreadable(
+            f"{len(body)} bytes are not {rows} float32 vectors of one size",
+            "Check what stands between this client and the server: something altered the body.",
         )
     return np.frombuffer(body, dtype="<f4").reshape(rows, -1)
 
@@ -86,19 +91,21 @@ def _read_json(body: bytes, rows: int) -> Embeddings:
         cells = [item["embedding"] for item in data]
         order = _order([item.get("index") for item in data])
     except (TypeError, KeyError, AttributeError):
-        raise ServerResponseError(
-            f"the answer is not an embeddings response: {_kind(body)}. Check that base_url "
-            "is the server's OpenAI-compatible root, usually ending in /v1."
+        raise _unreadable(
+            f"the answer is not an embeddings response: {_kind(body)}", _CHECK_ROOT
         ) from None
     if not all(type(index) is int for index in order) or sorted(order) != list(range(rows)):
-        raise ServerResponseError(
+        raise _unreadable(
             f"the server answered {len(order)} vectors with indices {reprlib.repr(order)} to "
-            f"{rows} texts. They cannot be matched: report it to whoever runs the server."
+            f"{rows} texts",
+            f"They cannot be matched. {_REPORT}",
         )
     by_index: list[Any] = [None] * rows
     for index, cell in zip(order, cells, strict=True):
         by_index[index] = cell
     tokens = _tokens(answer)
+    if missing := sum(not cell for cell in by_index):
+        raise _unreadable(f"the server answered no vector for {missing} of {rows} texts", _REPORT)
     if all(isinstance(cell, str) for cell in by_index):
         return Embeddings("base64", _read_base64(by_index, rows), tokens)
     return Embeddings("float", _read_floats(by_index), tokens)
@@ -132,18 +139,20 @@ def _tokens(answer: dict[str, Any]) -> int | None:
 def read_error(body: bytes) -> int | None:
     """Return the status that the error in the body of a 200 response stands for.
 
-    Some gateways answer 200 with ``{"error": …}``. The error's own code decides. Without a code
-    its words do: 429 or 503 if the request may succeed later, else 400.
+    Some gateways answer 200 with an error in one of the shapes of `error_in`. The error's own code
+    decides. Without a code its words do: 429 or 503 if the request may succeed later, else 400.
 
     Returns:
         A status from 400 to 599, or None if the body is not an error.
     """
-    if len(body) > _SMALL or b'"error"' not in body:
+    if len(body) > _SMALL or not _MAY_BE_AN_ERROR.search(body):
         return None
     answer = parse(body)
-    if not isinstance(answer, dict) or not answer.get("error") or answer.get("data"):
+    error = error_in(answer)
+    if error is None:
         return None
-    error = answer["error"]
+    if isinstance(answer, list):
+        answer = answer[0]
     for holder in (error, answer):
         for name in ("code", "status") if isinstance(holder, dict) else ():
             said = str(holder.get(name))[:4]
@@ -155,15 +164,38 @@ def read_error(body: bytes) -> int | None:
     return 503 if _BUSY.search(words) else 400
 
 
+def error_in(answer: Any) -> Any:
+    """Return what a JSON value says went wrong, or None if it is not an error.
+
+    Servers write ``{"error": …}``, ``{"errors": [{…}]}``, ``{"detail": …}``, ``{"message": …}``,
+    and a list of one of these (Google's).
+    """
+    if isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], dict):
+        answer = answer[0]
+    if not isinstance(answer, dict) or answer.get("data"):
+        return None
+    names = ("error", "errors") if answer.keys() & _RESULTS else ("error", "errors", *_WORDS)
+    error = next((answer[name] for name in names if answer.get(name)), None)
+    if isinstance(error, list) and "errors" in answer:
+        error = error[0]
+    # The words may stand next to {"error": true} or a mere name.
+    return answer if error is True else error
+
+
+def words_of(error: Any) -> str:
+    """Return the words of an error, which `error_in` returned."""
+    if isinstance(error, dict):
+        error = next((error[name] for name in _WORDS if error.get(name)), error)
+    return str(error)
+
+
 def _read_base64(cells: list[str], rows: int) -> Vectors:
     try:
         raw = [base64.b64decode(cell, validate=True) for cell in cells]
     except (binascii.Error, ValueError) as error:
-        raise ServerResponseError(
-            f"a vector is not base64 ({error}). Report it to whoever runs the server."
-        ) from error
+        raise _unreadable(f"a vector is not base64 ({error})", _REPORT) from error
     if len({len(row) for row in raw}) > 1:
-        raise ServerResponseError("the server answered vectors of different sizes to one request.")
+        raise _unreadable("the server answered vectors of different sizes to one request", _REPORT)
     return _read_bytes(b"".join(raw), rows)
 
 
@@ -172,14 +204,14 @@ def _read_floats(cells: list[Any]) -> Vectors:
         with np.errstate(over="ignore"):  # infinity is refused where rows are normalised
             vectors = np.array(cells, dtype=np.float32)
     except (ValueError, TypeError, OverflowError):
-        raise ServerResponseError(
-            "the vectors are not lists of numbers of one size. Report it to whoever runs the "
-            "server."
+        raise _unreadable(
+            "the vectors are not lists of numbers of one size", _REPORT
         ) from None  # which may quote what it could not read
     if vectors.ndim != 2 or not vectors.shape[1]:
-        raise ServerResponseError(
-            f"the answer has shape {vectors.shape} instead of one vector per text: the server does "
-            "not pool, or pools by another rule. Start it with --runner pooling --convert embed."
+        raise _unreadable(
+            f"the answer has shape {vectors.shape} instead of one vector per text",
+            "The server does not pool, or pools by another rule. Start it with --runner pooling "
+            "--convert embed.",
         )
     return vectors
 
@@ -198,9 +230,8 @@ def read_models(body: bytes) -> list[dict[str, Any]]:
             for name in (row["id"], row.get("root") or ""):
                 name.encode()  # a string without lone surrogates
     except (TypeError, KeyError, AttributeError, UnicodeEncodeError):
-        raise ServerResponseError(
-            f"/models does not answer a list of models: {_kind(body)}. Check that base_url is "
-            "the server's OpenAI-compatible root, usually ending in /v1."
+        raise _unreadable(
+            f"/models does not answer a list of models: {_kind(body)}", _CHECK_ROOT
         ) from None
     return rows
 
@@ -216,8 +247,8 @@ def read_tokens(body: bytes) -> list[int]:
         if not ids or not isinstance(ids, list) or not all(type(token) is int for token in ids):
             raise TypeError("no integers")
     except (TypeError, KeyError):
-        raise ServerResponseError(
-            f"/tokenize does not answer token ids as vLLM's does: {_kind(body)}."
+        raise _unreadable(
+            f"/tokenize does not answer token ids as vLLM's does: {_kind(body)}", _REPORT
         ) from None
     return ids
 
@@ -236,6 +267,12 @@ def parse(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError):
         return None
+
+
+def _unreadable(what: str, advice: str) -> ServerResponseError:
+    error = ServerResponseError(f"{what}. {advice}")
+    error.answered = what
+    return error
 
 
 def _kind(body: bytes) -> str:
