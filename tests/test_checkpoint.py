@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import huggingface_hub
 import huggingface_hub.constants
+import numpy as np
 import pytest
 
 from qwen3_embeddings import (
@@ -21,6 +23,7 @@ from qwen3_embeddings import (
     UnknownModelError,
     models,
 )
+from qwen3_embeddings.checkpoint import check_weights
 from qwen3_embeddings.tokenizer import load_tokenizer
 
 POINTER = (
@@ -83,6 +86,24 @@ def settings(**changes: Any) -> Callable[[Path], None]:
     return change
 
 
+def tensors(change: Callable[[str], str | None]) -> Callable[[Path], None]:
+    """Rename tensors of a valid file; None leaves one out."""
+
+    def rewrite(folder: Path) -> None:
+        from safetensors.numpy import load_file, save_file
+
+        file = folder / "model.safetensors"
+        kept = {change(name): value for name, value in load_file(file).items()}
+        named = {name: value for name, value in kept.items() if name}
+        save_file(named, file, metadata={"format": "pt"})
+
+    return rewrite
+
+
+def lacking(*parts: str) -> Callable[[Path], None]:
+    return tensors(lambda name: None if any(part in name for part in parts) else name)
+
+
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty folder": (emptied, r"is empty\. Pass the folder of a downloaded checkpoint"),
     "LoRA adapter": (adapter, r"LoRA adapter of Qwen/Qwen3-Embedding-0\.6B, .* Merge the two"),
@@ -106,6 +127,16 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated config": (cut("config.json", 100), r"config\.json of .* cannot be read"),
     "missing shard": (sharded, r"model-00002-of-00002\.safetensors, which .*index\.json names, is"),
     "another architecture": (settings(model_type="bert"), r"model_type 'bert', not 'qwen3'"),
+    "no q_proj": (
+        lacking("layers.0.self_attn.q_proj"),
+        r"lacks 1 of the 24 tensors .*: layers\.0\.self_attn\.q_proj\.weight\. Download the whole",
+    ),
+    "no gate_proj": (lacking("layers.1.mlp.gate_proj"), r"layers\.1\.mlp\.gate_proj\.weight\. Down"),
+    "no second layer": (lacking("layers.1."), r"lacks 11 of the 24 .*: (\S+, ){2}\S+ and 8 more\. "),
+    "names of an adapter": (
+        tensors(lambda name: f"base_model.model.{name}"),
+        r"lacks 24 of the 24 tensors .*: embed_tokens\.weight, .* Merge the adapter first",
+    ),
     "AWQ in float32": (
         settings(quantization_config={"quant_method": "awq", "bits": 4}),
         r"quantized with awq, whose kernels compute in 16 bits\. Leave dtype out",
@@ -146,6 +177,29 @@ def test_start_with_a_broken_checkpoint_says_what_is_wrong(
     change, expected = BROKEN[name]
     change(copy)
     assert re.search(expected, said := start_error(str(copy), engine)), said
+
+
+@pytest.mark.parametrize("engine", ["vllm", "reference"])
+def test_weights_with_the_prefix_of_a_causal_model_are_embedded(
+    engine: str, checkpoint: str, copy: Path
+) -> None:
+    """The published checkpoints have none, and many fine-tunes do."""
+    tensors(lambda name: f"model.{name}")(copy)
+    with Embedder(str(copy), engine=engine, dtype="float32") as embedder:
+        vector = embedder.encode_document("a")
+    with Embedder(checkpoint, engine=engine, dtype="float32") as embedder:
+        assert np.abs(vector - embedder.encode_document("a")).max() < 1e-5
+
+
+@pytest.mark.parametrize("changes", [{"quantization_config": {"quant_method": "fp8"}}, {}])
+def test_tensors_of_quantized_weights_have_names_of_their_own(
+    changes: dict[str, Any], copy: Path
+) -> None:
+    settings(**changes)(copy)
+    lacking("q_proj")(copy)
+    refused = contextlib.nullcontext() if changes else pytest.raises(UnknownModelError)
+    with refused:
+        check_weights(str(copy))
 
 
 @pytest.mark.engine

@@ -20,6 +20,13 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 INDEX = "model.safetensors.index.json"
 """File that says which file holds each tensor of sharded weights."""
 
+LAYER_TENSORS = (
+    *("input_layernorm", "post_attention_layernorm"),
+    *(f"self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
+    *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+)
+"""Tensors of each layer of a Qwen3 model (transformers, models/qwen3/modeling_qwen3.py)."""
+
 
 def local_folder(name: str) -> Path | None:
     """Return the folder `name`, a leading ``~`` expanded; None when there is no such folder."""
@@ -100,6 +107,39 @@ def check_weights(name: str) -> None:
                 "Download the model again."
             )
         safetensors_header(file)
+    _check_tensors(name, folder, files)
+
+
+def _check_tensors(name: str, folder: Path, files: list[Path]) -> None:
+    """Check that safetensors files hold every tensor that ``config.json`` implies.
+
+    vLLM fuses tensors such as q, k and v, and does not notice when one of them is missing.
+    transformers puts random values in the place of any missing tensor.
+
+    Raises:
+        UnknownModelError: a tensor is missing.
+    """
+    config = read_json(str(folder), "config.json")
+    if not files or config.get("model_type") != "qwen3" or config.get("quantization_config"):
+        return
+    found = {tensor for file in files for tensor in safetensors_header(file)[1]}
+    layers = range(config.get("num_hidden_layers") or 0)
+    needed = ["embed_tokens.weight", "norm.weight"]
+    needed += [f"layers.{layer}.{part}.weight" for layer in layers for part in LAYER_TENSORS]
+    missing = [tensor for tensor in needed if not {tensor, f"model.{tensor}"} & found]
+    if not missing:
+        return
+    advice = "Download the whole model again."
+    if any(tensor.startswith("base_model.") for tensor in found):
+        advice = (
+            "Names that begin with base_model. are those of peft. Merge the adapter first "
+            "(PeftModel.merge_and_unload, then save_pretrained), and pass the merged folder."
+        )
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    raise UnknownModelError(
+        f"{name!r} lacks {len(missing)} of the {len(needed)} tensors that its config.json implies: "
+        f"{', '.join(missing[:3])}{more}. {advice}"
+    )
 
 
 def safetensors_files(name: str, revision: str | None = None) -> list[Path]:
