@@ -50,6 +50,20 @@ def ggufs(folder: Path) -> None:
     (folder / "Qwen3-Embedding-0.6B-Q8_0.gguf").write_bytes(b"GGUF")
 
 
+def weights_replaced(file: str, content: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / file).write_text(content)
+
+    return change
+
+
+def adapter_with_config(folder: Path) -> None:
+    config = (folder / "config.json").read_text()
+    adapter(folder)
+    (folder / "config.json").write_text(config)
+
+
 def without(name: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         (folder / name).unlink()
@@ -117,6 +131,32 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         pointer("model.safetensors"),
         r"model\.safetensors is a git-lfs pointer, .* Run `git lfs pull`",
     ),
+    "pickled weights are a pointer": (
+        weights_replaced("pytorch_model.bin", POINTER),
+        r"pytorch_model\.bin is a git-lfs pointer, .* Run `git lfs pull`",
+    ),
+    "tokenizer config is a pointer": (
+        pointer("tokenizer_config.json"),
+        r"tokenizer_config\.json is a git-lfs pointer",
+    ),
+    "modules are a pointer": (pointer("modules.json"), r"modules\.json is a git-lfs pointer"),
+    "truncated modules": (
+        cut("modules.json", 20),
+        r"modules\.json is not JSON .* Download it again",
+    ),
+    "GGUF weights": (
+        weights_replaced("Qwen3-Embedding-0.6B-Q8_0.gguf", "GGUF"),
+        r"Q8_0\.gguf' is a GGUF file, .*llama-server .*base_url=",
+    ),
+    "LoRA adapter with a config": (
+        adapter_with_config,
+        r"LoRA adapter of Qwen/Qwen3-Embedding-0\.6B, .* Merge the two",
+    ),
+    "larger vocabulary": (
+        settings(vocab_size=1000),
+        r"not fit its config\.json: embed_tokens\.weight has the shape \[\d+, 128\], .*\[1000, 128\]",
+    ),
+    "more heads": (settings(num_attention_heads=8), r"q_proj\.weight has the shape \[128, 128\]"),
     "truncated weights": (
         cut("model.safetensors", 300_000),
         r"truncated: it has 300,000 of [\d,]+",
@@ -129,10 +169,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "another architecture": (settings(model_type="bert"), r"model_type 'bert', not 'qwen3'"),
     "no q_proj": (
         lacking("layers.0.self_attn.q_proj"),
-        r"lacks 1 of the 24 tensors .*: layers\.0\.self_attn\.q_proj\.weight\. Download the whole",
+        r"lacks 1 of the 24 tensors .*: layers\.0\.self_attn\.q_proj\.weight\. Download the",
     ),
-    "no gate_proj": (lacking("layers.1.mlp.gate_proj"), r"layers\.1\.mlp\.gate_proj\.weight\. Down"),
-    "no second layer": (lacking("layers.1."), r"lacks 11 of the 24 .*: (\S+, ){2}\S+ and 8 more\. "),
+    "no gate_proj": (lacking("layers.1.mlp.gate_proj"), r"layers\.1\.mlp\.gate_proj\.weight\. D"),
+    "no second layer": (lacking("layers.1."), r"lacks 11 of the 24 .*: (\S+, ){2}\S+ and 8 more\."),
     "names of an adapter": (
         tensors(lambda name: f"base_model.model.{name}"),
         r"lacks 24 of the 24 tensors .*: embed_tokens\.weight, .* Merge the adapter first",
