@@ -84,7 +84,16 @@ class Embedder(Encoding, Closing):
         DimensionsError: `dimensions` is out of range.
         UnknownTaskError: `task` is not a preset.
         MissingDependencyError: the engine's extra is not installed.
+
+    Example:
+        >>> with Embedder("Qwen/Qwen3-Embedding-0.6B") as embedder:
+        ...     embedder.encode_document(["Beijing is the capital of China."]).shape
+        (1, 1024)
     """
+
+    task: Task
+    query_instruction: str | None
+    document_instruction: str | None
 
     batch_parameter: ClassVar[str] = "batch_size"
     """Name of `batch_size` in messages; an integration that calls it otherwise overrides it."""
@@ -164,6 +173,10 @@ class Embedder(Encoding, Closing):
         Raises:
             UnknownModelError: the model is not known, not local and not on a reachable hub.
             ServerError: the server has to be asked and cannot be.
+
+        Example:
+            >>> embedder.embedding_dimension
+            1024
         """
         if self.dimensions is not None:
             return self.dimensions
@@ -204,7 +217,12 @@ class Embedder(Encoding, Closing):
         return event_loop.run(self._lease.engine.start())
 
     async def astart(self) -> Served:
-        """Start the engine like `start`."""
+        """Start the engine like `start`.
+
+        Example:
+            >>> (await embedder.astart()).native
+            1024
+        """
         return await event_loop.wait(self._lease.engine.start())
 
     def doctor(self, *, reference: str | os.PathLike[str] | None = None) -> Report:
@@ -226,7 +244,12 @@ class Embedder(Encoding, Closing):
         return event_loop.run(self._examine(reference))
 
     async def adoctor(self, *, reference: str | os.PathLike[str] | None = None) -> Report:
-        """Check the engine like `doctor`."""
+        """Check the engine like `doctor`.
+
+        Example:
+            >>> (await embedder.adoctor()).ok
+            True
+        """
         return await event_loop.wait(self._examine(reference))
 
     async def _examine(self, reference: str | os.PathLike[str] | None) -> Report:
@@ -273,12 +296,20 @@ class Embedder(Encoding, Closing):
         return sibling
 
     def close(self) -> None:
-        """Release the engine. It stops when no other open embedder uses it. May be repeated."""
+        """Release the engine. It stops when no other open embedder uses it. May be repeated.
+
+        Example:
+            >>> embedder.close()
+        """
         if engine := self._lease.detach():
             event_loop.run(engine.close())
 
     async def aclose(self) -> None:
-        """Release the engine like `close`."""
+        """Release the engine like `close`.
+
+        Example:
+            >>> await embedder.aclose()
+        """
         if engine := self._lease.detach():
             await event_loop.wait(engine.close())
 
@@ -318,6 +349,17 @@ class Embedder(Encoding, Closing):
             engine_kwargs=self._settings["engine_kwargs"],
         )
 
+    if not TYPE_CHECKING:  # type checkers would allow any name to be set
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            # A setting changed later would reach neither the engine nor all of the fingerprint.
+            if "_lease" in self.__dict__ and (name in self._settings or name == "api_key"):
+                raise ConfigurationError(
+                    f"{name} cannot be changed. Make a new Embedder, or for another task call "
+                    "with_task."
+                )
+            super().__setattr__(name, value)
+
     def __repr__(self) -> str:
         shown = {"model": self.model, "engine": self.engine, "dimensions": self.dimensions}
         shown |= {"task": self.task.name}
@@ -346,7 +388,7 @@ class Embedder(Encoding, Closing):
     def _finishing(self) -> Self:
         """Return another handle that embeds all other texts when one fails."""
         sibling = self.__copy__()
-        sibling.on_error = "finish"
+        sibling.__dict__["on_error"] = "finish"
         sibling._policy = dataclasses.replace(self._policy, on_error="finish")
         sibling._settings = self._settings | {"on_error": "finish"}
         return sibling
@@ -375,16 +417,16 @@ class Embedder(Encoding, Closing):
     def _choose_instructions(
         self, task: str | Task, query_instruction: str | None, document_instruction: str | None
     ) -> None:
-        self.task = find_task(task)
+        found = find_task(task)
         if query_instruction is not None:
-            self.task = Task("custom", query_instruction)
-        self.query_instruction = query_instruction
-        self.document_instruction = document_instruction
-        self._settings = self._settings | {
-            "task": self.task,
+            found = Task("custom", query_instruction)
+        chosen: dict[str, Any] = {
+            "task": found,
             "query_instruction": query_instruction,
             "document_instruction": document_instruction,
         }
+        self.__dict__.update(chosen)
+        self._settings = self._settings | chosen
 
     def _instruction(self, role: Role) -> str:
         if role not in {"query", "document"}:
