@@ -256,6 +256,12 @@ def test_start_with_a_file_as_model_says_what_to_pass(
     assert re.search(expected, said := start_error(str(path), engine)), said
 
 
+@pytest.mark.parametrize("url", ["http://localhost:8000/v1", "https://example.org"])
+def test_url_as_model_is_pointed_to_base_url(url: str) -> None:
+    with pytest.raises(UnknownModelError, match=f"URL, not a model.*base_url='{url}'"):
+        models.describe(url)
+
+
 @pytest.mark.engine
 @pytest.mark.parametrize("engine", ["vllm", "reference"])
 @pytest.mark.parametrize("model", ["Qwen/Qwen3-Embedding-0.6B", "someone/a-fine-tune"])
