@@ -39,6 +39,7 @@ from qwen3_embeddings import (
 )
 from qwen3_embeddings.cli.main import main
 from qwen3_embeddings.config import check_can_pickle, engine_arguments, resolve
+from qwen3_embeddings.engines.base import Served
 from qwen3_embeddings.prompts import instruct
 from qwen3_embeddings.request import Output, Plan, Texts, slices
 
@@ -127,8 +128,8 @@ def test_count_tokens_of_a_server_without_tokenize_uses_a_local_tokenizer(
     class Server:
         """No ``/tokenize``, like most servers that are not vLLM."""
 
-        async def start(self) -> None:
-            pass
+        async def start(self) -> Served:
+            return Served("server", "tiny", 128, 128, 512)
 
         async def tokenize(self, texts: list[str], urgent: bool) -> list[list[int]]:
             raise ServerResponseError("no such route.", 404)
