@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import huggingface_hub
 import huggingface_hub.constants
+import numpy as np
 import pytest
 
 from qwen3_embeddings import (
@@ -21,6 +23,7 @@ from qwen3_embeddings import (
     UnknownModelError,
     models,
 )
+from qwen3_embeddings.checkpoint import check_weights
 from qwen3_embeddings.tokenizer import load_tokenizer
 
 POINTER = (
@@ -45,6 +48,20 @@ def adapter(folder: Path) -> None:
 def ggufs(folder: Path) -> None:
     emptied(folder)
     (folder / "Qwen3-Embedding-0.6B-Q8_0.gguf").write_bytes(b"GGUF")
+
+
+def weights_replaced(file: str, content: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / file).write_text(content)
+
+    return change
+
+
+def adapter_with_config(folder: Path) -> None:
+    config = (folder / "config.json").read_text()
+    adapter(folder)
+    (folder / "config.json").write_text(config)
 
 
 def without(name: str) -> Callable[[Path], None]:
@@ -83,6 +100,24 @@ def settings(**changes: Any) -> Callable[[Path], None]:
     return change
 
 
+def tensors(change: Callable[[str], str | None]) -> Callable[[Path], None]:
+    """Rename tensors of a valid file; None leaves one out."""
+
+    def rewrite(folder: Path) -> None:
+        from safetensors.numpy import load_file, save_file
+
+        file = folder / "model.safetensors"
+        kept = {change(name): value for name, value in load_file(file).items()}
+        named = {name: value for name, value in kept.items() if name}
+        save_file(named, file, metadata={"format": "pt"})
+
+    return rewrite
+
+
+def lacking(*parts: str) -> Callable[[Path], None]:
+    return tensors(lambda name: None if any(part in name for part in parts) else name)
+
+
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty folder": (emptied, r"is empty\. Pass the folder of a downloaded checkpoint"),
     "LoRA adapter": (adapter, r"LoRA adapter of Qwen/Qwen3-Embedding-0\.6B, .* Merge the two"),
@@ -96,6 +131,32 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         pointer("model.safetensors"),
         r"model\.safetensors is a git-lfs pointer, .* Run `git lfs pull`",
     ),
+    "pickled weights are a pointer": (
+        weights_replaced("pytorch_model.bin", POINTER),
+        r"pytorch_model\.bin is a git-lfs pointer, .* Run `git lfs pull`",
+    ),
+    "tokenizer config is a pointer": (
+        pointer("tokenizer_config.json"),
+        r"tokenizer_config\.json is a git-lfs pointer",
+    ),
+    "modules are a pointer": (pointer("modules.json"), r"modules\.json is a git-lfs pointer"),
+    "truncated modules": (
+        cut("modules.json", 20),
+        r"modules\.json is not JSON .* Download it again",
+    ),
+    "GGUF weights": (
+        weights_replaced("Qwen3-Embedding-0.6B-Q8_0.gguf", "GGUF"),
+        r"Q8_0\.gguf' is a GGUF file, .*llama-server .*base_url=",
+    ),
+    "LoRA adapter with a config": (
+        adapter_with_config,
+        r"LoRA adapter of Qwen/Qwen3-Embedding-0\.6B, .* Merge the two",
+    ),
+    "larger vocabulary": (
+        settings(vocab_size=1000),
+        r"not fit its config\.json: embed_tokens\.weight has the shape \[\d+, 128\], .*\[1000, 1",
+    ),
+    "more heads": (settings(num_attention_heads=8), r"q_proj\.weight has the shape \[128, 128\]"),
     "truncated weights": (
         cut("model.safetensors", 300_000),
         r"truncated: it has 300,000 of [\d,]+",
@@ -106,6 +167,16 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated config": (cut("config.json", 100), r"config\.json of .* cannot be read"),
     "missing shard": (sharded, r"model-00002-of-00002\.safetensors, which .*index\.json names, is"),
     "another architecture": (settings(model_type="bert"), r"model_type 'bert', not 'qwen3'"),
+    "no q_proj": (
+        lacking("layers.0.self_attn.q_proj"),
+        r"lacks 1 of the 24 tensors .*: layers\.0\.self_attn\.q_proj\.weight\. Download the",
+    ),
+    "no gate_proj": (lacking("layers.1.mlp.gate_proj"), r"layers\.1\.mlp\.gate_proj\.weight\. D"),
+    "no second layer": (lacking("layers.1."), r"lacks 11 of the 24 .*: (\S+, ){2}\S+ and 8 more\."),
+    "names of an adapter": (
+        tensors(lambda name: f"base_model.model.{name}"),
+        r"lacks 24 of the 24 tensors .*: embed_tokens\.weight, .* Merge the adapter first",
+    ),
     "AWQ in float32": (
         settings(quantization_config={"quant_method": "awq", "bits": 4}),
         r"quantized with awq, whose kernels compute in 16 bits\. Leave dtype out",
@@ -148,6 +219,29 @@ def test_start_with_a_broken_checkpoint_says_what_is_wrong(
     assert re.search(expected, said := start_error(str(copy), engine)), said
 
 
+@pytest.mark.parametrize("engine", ["vllm", "reference"])
+def test_weights_with_the_prefix_of_a_causal_model_are_embedded(
+    engine: str, checkpoint: str, copy: Path
+) -> None:
+    """The published checkpoints have none, and many fine-tunes do."""
+    tensors(lambda name: f"model.{name}")(copy)
+    with Embedder(str(copy), engine=engine, dtype="float32") as embedder:
+        vector = embedder.encode_document("a")
+    with Embedder(checkpoint, engine=engine, dtype="float32") as embedder:
+        assert np.abs(vector - embedder.encode_document("a")).max() < 1e-5
+
+
+@pytest.mark.parametrize("changes", [{"quantization_config": {"quant_method": "fp8"}}, {}])
+def test_tensors_of_quantized_weights_have_names_of_their_own(
+    changes: dict[str, Any], copy: Path
+) -> None:
+    settings(**changes)(copy)
+    lacking("q_proj")(copy)
+    refused = contextlib.nullcontext() if changes else pytest.raises(UnknownModelError)
+    with refused:
+        check_weights(str(copy))
+
+
 @pytest.mark.engine
 @pytest.mark.parametrize("engine", ["vllm", "reference"])
 @pytest.mark.parametrize(
@@ -160,6 +254,12 @@ def test_start_with_a_file_as_model_says_what_to_pass(
     path = tmp_path / file
     path.write_bytes(b"GGUF")
     assert re.search(expected, said := start_error(str(path), engine)), said
+
+
+@pytest.mark.parametrize("url", ["http://localhost:8000/v1", "https://example.org"])
+def test_url_as_model_is_pointed_to_base_url(url: str) -> None:
+    with pytest.raises(UnknownModelError, match=f"URL, not a model.*base_url='{url}'"):
+        models.describe(url)
 
 
 @pytest.mark.engine

@@ -10,6 +10,7 @@ import re
 import ssl
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
@@ -30,6 +31,7 @@ from qwen3_embeddings import (
     errors,
     integration,
     long_texts,
+    similarity,
     truncate,
 )
 from qwen3_embeddings.canonical import canonical
@@ -217,6 +219,41 @@ def test_truncate_of_a_row_without_direction_raises(bad: float) -> None:
     with pytest.raises(InvalidVectorError) as caught:
         truncate(vectors, 32)
     assert caught.value.positions == (2,)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda: similarity([[1, np.nan]], [[1, 0]]), InvalidVectorError, r"^a\[0\] is not finite"),
+        (
+            lambda: similarity([1, 0], [[1, 0], [0, 0]]),
+            InvalidVectorError,
+            r"^b\[1\] is not finite",
+        ),
+        (lambda: similarity("abc", [1, 0]), InvalidVectorError, "^a cannot be read as vectors"),
+        (lambda: similarity(["1", "0"], [1, 0]), InvalidVectorError, "values are <U1"),
+        (lambda: similarity([1, 1j], [1, 0]), InvalidVectorError, "values are complex128"),
+        (lambda: similarity([[1, 0], [1]], [1, 0]), InvalidVectorError, "^a cannot be read"),
+        (lambda: similarity([1, 0], np.ones((2, 2, 2))), InvalidVectorError, "^b is an array of 3"),
+        (
+            lambda: truncate(np.ones((2, 2, 64)), 32),
+            InvalidVectorError,
+            "array of 3 axes. Pass one",
+        ),
+        (lambda: truncate(3.0, 32), InvalidVectorError, "array of 0 axes. Pass one"),
+        (lambda: truncate(np.ones(64) * 1j, 32), InvalidVectorError, "values are complex128"),
+        (lambda: truncate([], 32), DimensionsError, "have no dimensions"),
+        (lambda: truncate(np.zeros(64), 32), InvalidVectorError, "^vectors is not finite"),
+    ],
+)
+def test_vectors_that_cannot_be_used_raise_errors_that_name_the_argument(
+    call: Callable[[], object], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said) as caught:
+        call()
+    assert "texts[" not in str(caught.value)
+    assert "bfloat16" not in str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 def test_cut_and_split_keep_head_and_end_token() -> None:

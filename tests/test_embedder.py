@@ -12,7 +12,7 @@ from enum import Enum
 from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -39,8 +39,12 @@ from qwen3_embeddings import (
 )
 from qwen3_embeddings.cli.main import main
 from qwen3_embeddings.config import check_can_pickle, engine_arguments, resolve
+from qwen3_embeddings.engines.base import Served
 from qwen3_embeddings.prompts import instruct
 from qwen3_embeddings.request import Output, Plan, Texts, slices
+
+if TYPE_CHECKING:
+    from tests.conftest import FaultyServer
 
 
 @pytest.mark.parametrize("engine", ["embedder", "reference", "remote"])
@@ -124,8 +128,8 @@ def test_count_tokens_of_a_server_without_tokenize_uses_a_local_tokenizer(
     class Server:
         """No ``/tokenize``, like most servers that are not vLLM."""
 
-        async def start(self) -> None:
-            pass
+        async def start(self) -> Served:
+            return Served("server", "tiny", 128, 128, 512)
 
         async def tokenize(self, texts: list[str], urgent: bool) -> list[list[int]]:
             raise ServerResponseError("no such route.", 404)
@@ -181,6 +185,52 @@ def test_embedding_dimension_of_an_unknown_model_asks_the_server(remote: Embedde
     assert remote.embedding_dimension == 128
     with pytest.raises(ServerConnectionError):
         _ = Embedder(base_url="http://127.0.0.1:9", max_retries=0).embedding_dimension
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dimensions", 32),
+        ("model", "other"),
+        ("base_url", "http://localhost:1/v1"),
+        ("overflow", "truncate"),
+        ("on_error", "finish"),
+        ("batch_size", 8),
+        ("task", TASKS["code"]),
+        ("query_instruction", "Other"),
+        ("timeout", 1.0),
+        ("api_key", "secret"),
+    ],
+)
+def test_setting_of_an_embedder_cannot_be_changed(name: str, value: object) -> None:
+    embedder = Embedder("Qwen/Qwen3-Embedding-0.6B", dimensions=64)
+    before = embedder.fingerprint("document"), repr(embedder)
+    sibling = embedder.with_task("code")
+    for one in (embedder, sibling, copy.copy(embedder), embedder._finishing()):
+        with pytest.raises(ConfigurationError, match=f"{name} cannot be changed. Make a new"):
+            setattr(one, name, value)
+    assert (embedder.fingerprint("document"), repr(embedder)) == before
+    assert (sibling.task, embedder._finishing().on_error) == (TASKS["code"], "finish")
+
+
+def test_subclass_of_an_embedder_may_have_attributes_of_its_own() -> None:
+    class Named(Embedder):
+        def __init__(self, name: str) -> None:
+            super().__init__("Qwen/Qwen3-Embedding-0.6B")
+            self.name = name
+
+    assert copy.copy(Named("a")).name == "a"
+
+
+def test_count_tokens_without_model_reads_the_folder_that_the_server_names(
+    checkpoint: str, faulty: FaultyServer
+) -> None:
+    served = {"data": [{"id": checkpoint, "max_model_len": 512}]}
+    faulty.respond = lambda request: (
+        (200, served) if request.path.startswith("/v1/models") else faulty.answer(request)
+    )
+    with Embedder(base_url=faulty.base_url) as embedder:
+        assert embedder.count_tokens(["a", ""]) == [2, 1]
 
 
 def test_similarity_returns_a_matrix_of_cosines(embedder: Embedder) -> None:

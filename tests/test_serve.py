@@ -147,11 +147,50 @@ def test_serve_with_wrong_options_says_why(
     assert KEY not in written.err + written.out
 
 
-@pytest.mark.parametrize("arguments", [[], ["some/model", "--dtype", "float16"]])
-def test_serve_with_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "MODEL is required. Put it first, or use --model MODEL"),
+        (["some/model", "--dtype", "float16"], "invalid choice: 'float16'"),
+        (["some/model", "--model", "other/model"], "twice: some/model and --model other/model"),
+        (["--model", "a/b", "--quantization=fp8", "c/d"], "twice: c/d and --model a/b"),
+        (["--quantization", "fp8", "some/model"], "Put it first before --quantization, whose"),
+        (["--enable-prefix-caching", "some/model"], "Put it first before --enable-prefix-caching"),
+        (["-tp", "2", "some/model"], "Put it first before -tp"),
+        (["--quantization", "fp8"], "MODEL is required"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--print"]])
+def test_serve_with_wrong_usage_exits_with_2(
+    arguments: list[str], said: str, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["serve", *arguments])
+        main(["serve", *more, *arguments])
     assert stop.value.code == 2
+    written = capsys.readouterr().err
+    assert said in written
+    assert "usage: qwen3-embeddings serve MODEL" in written
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["MODEL", "--quantization", "fp8"],
+        ["--port", "8000", "MODEL", "--quantization", "fp8"],
+        ["--model", "MODEL", "--quantization", "fp8"],
+        ["--quantization", "fp8", "--model", "MODEL"],
+        ["--quantization", "fp8", "--model=MODEL"],
+        ["--quantization=fp8", "MODEL"],
+    ],
+)
+def test_serve_finds_the_model_and_passes_on_the_rest(
+    arguments: list[str], checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = printed(capsys, *(word.replace("MODEL", checkpoint) for word in arguments))
+    assert words.count(checkpoint) == 1
+    assert words.count("fp8") + words.count("--quantization=fp8") == 1
+    read = parsed(words[words.index(checkpoint) + 1 :])
+    assert (read.quantization, read.port) == ("fp8", 8000)
 
 
 def test_api_server_count_follows_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,22 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 INDEX = "model.safetensors.index.json"
 """File that says which file holds each tensor of sharded weights."""
+
+ADAPTER = "adapter_config.json"
+
+ENGINE_FILES = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("generation_config.json", "modules.json", "config_sentence_transformers.json"),
+    *("sentence_bert_config.json", "1_Pooling/config.json", "2_Normalize/config.json"),
+)
+"""JSON files that transformers, vLLM or sentence-transformers read where they exist."""
+
+LAYER_TENSORS = (
+    *("input_layernorm", "post_attention_layernorm"),
+    *(f"self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
+    *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+)
+"""Tensors of each layer of a Qwen3 model (transformers, models/qwen3/modeling_qwen3.py)."""
 
 
 def local_folder(name: str) -> Path | None:
@@ -86,13 +102,15 @@ def check_weights(name: str) -> None:
     folder = local_folder(name) or _offline_snapshot(name)
     if folder is None:
         return
-    files = sorted(folder.glob("*.safetensors"))
+    for read in ENGINE_FILES:
+        _check_json(folder / read)
+    files = sorted(set(folder.glob("*.safetensors")) - {folder / "adapter_model.safetensors"})
     files += [folder / shard for shard in _shards(folder) if folder / shard not in files]
-    if not files and not list(folder.glob("pytorch_model*.bin")):
-        raise UnknownModelError(
-            f"{name!r} holds no weights: no *.safetensors and no pytorch_model.bin in {folder}. "
-            "Download the whole model."
-        )
+    pickles = [] if files else sorted(folder.glob("pytorch_model*.bin"))
+    if not files and not pickles:
+        raise UnknownModelError(_incomplete(folder, "weights"))
+    for file in pickles:
+        _refuse_pointer(file)
     for file in files:
         if not file.is_file():
             raise UnknownModelError(
@@ -100,6 +118,67 @@ def check_weights(name: str) -> None:
                 "Download the model again."
             )
         safetensors_header(file)
+    _check_tensors(name, folder, files)
+
+
+def _check_tensors(name: str, folder: Path, files: list[Path]) -> None:
+    """Check that safetensors files hold every tensor that ``config.json`` implies, in its shape.
+
+    vLLM fuses tensors such as q, k and v, and does not notice when one of them is missing.
+    transformers puts random values in the place of any missing tensor.
+
+    Raises:
+        UnknownModelError: a tensor is missing, or has another shape.
+    """
+    config = read_json(str(folder), "config.json")
+    if not files or config.get("model_type") != "qwen3" or config.get("quantization_config"):
+        return
+    found: dict[str, Any] = {}
+    for file in files:
+        header = json.loads(safetensors_header(file)[0])
+        header.pop("__metadata__", None)
+        found |= {tensor: entry.get("shape") for tensor, entry in header.items()}
+    layers = range(config.get("num_hidden_layers") or 0)
+    needed = ["embed_tokens.weight", "norm.weight"]
+    needed += [f"layers.{layer}.{part}.weight" for layer in layers for part in LAYER_TENSORS]
+    missing = [tensor for tensor in needed if not {tensor, f"model.{tensor}"} & found.keys()]
+    if missing:
+        raise UnknownModelError(_lacks(name, missing, len(needed), found))
+    for tensor, shape in _implied_shapes(config).items():
+        stored = found.get(tensor) or found.get(f"model.{tensor}")
+        if stored and stored != shape:
+            raise UnknownModelError(
+                f"the weights of {name!r} do not fit its config.json: {tensor} has the shape "
+                f"{stored}, and config.json implies {shape}. Download the whole model again."
+            )
+
+
+def _implied_shapes(config: dict[str, Any]) -> dict[str, list[int]]:
+    """Return the shapes of the tensors that show whether the sizes in ``config.json`` are right."""
+    size, head = config.get("hidden_size"), config.get("head_dim")
+    rows = {
+        "embed_tokens": config.get("vocab_size"),
+        "layers.0.mlp.gate_proj": config.get("intermediate_size"),
+    }
+    if head:
+        for part, count in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
+            rows[f"layers.0.self_attn.{part}"] = head * (config.get(count) or 0)
+    return {f"{name}.weight": [count, size] for name, count in rows.items() if count and size}
+
+
+def _lacks(name: str, missing: list[str], needed: int, found: Iterable[str]) -> str:
+    """Describe weights without some of the tensors that they need."""
+    advice = "Download the whole model again."
+    if any(tensor.startswith("base_model.") for tensor in found):
+        advice = (
+            "Names that begin with base_model. are those of peft. Merge the adapter first "
+            "(PeftModel.merge_and_unload, then save_pretrained), and pass the merged folder."
+        )
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return (
+        f"{name!r} lacks {len(missing)} of the {needed} tensors that its config.json implies: "
+        f"{', '.join(missing[:3])}{more}. {advice}"
+    )
 
 
 def safetensors_files(name: str, revision: str | None = None) -> list[Path]:
@@ -161,6 +240,17 @@ def safetensors_header(path: Path) -> tuple[bytes, dict[str, int]]:
     return header, {name: 8 + length + start for name, (start, _) in offsets.items()}
 
 
+def _check_json(path: Path) -> None:
+    """Raise for a file that an engine could not read; none is no fault."""
+    if not path.is_file():
+        return
+    _refuse_pointer(path)
+    try:
+        json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UnknownModelError(f"{path} is not JSON ({error}). Download it again.") from error
+
+
 def _shards(folder: Path) -> Iterator[str]:
     """Return the files that the index of sharded weights names; none without an index."""
     if not (folder / INDEX).is_file():
@@ -183,9 +273,8 @@ def _refuse_pointer(path: Path) -> None:
 
 def _incomplete(folder: Path, file: str) -> str:
     """Describe a folder without one of the files that a checkpoint needs."""
-    adapter = folder / "adapter_config.json"
-    if file == "config.json" and adapter.is_file():
-        base = read_json(str(folder), adapter.name).get("base_model_name_or_path", "its base model")
+    if file in {"config.json", "weights"} and (folder / ADAPTER).is_file():
+        base = read_json(str(folder), ADAPTER).get("base_model_name_or_path", "its base model")
         return (
             f"{str(folder)!r} is a LoRA adapter of {base}, not a whole model. Merge the two with "
             "peft (PeftModel.merge_and_unload, then save_pretrained) and pass the merged folder."
@@ -194,6 +283,11 @@ def _incomplete(folder: Path, file: str) -> str:
         return _gguf(ggufs[0])
     if not any(folder.iterdir()):
         return f"the folder {str(folder)!r} is empty. Pass the folder of a downloaded checkpoint."
+    if file == "weights":
+        return (
+            f"{str(folder)!r} holds no weights: no *.safetensors and no pytorch_model.bin. "
+            "Download the whole model."
+        )
     if file == "tokenizer.json":
         return (
             f"{str(folder)!r} has no tokenizer.json, so there is no tokenizer that appends the end "
@@ -207,6 +301,8 @@ def _incomplete(folder: Path, file: str) -> str:
 
 def _no_checkpoint(name: str) -> str:
     """Describe a name that is neither a folder nor the id of a hub repository."""
+    if name.startswith(("http://", "https://")):
+        return f"{name!r} is a URL, not a model. Pass a server's as base_url={name!r}."
     path = Path(os.path.expanduser(name))
     if path.is_file():
         if path.suffix == ".gguf":

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from numpy.typing import ArrayLike
 
 from qwen3_embeddings import config, event_loop, models, vectors
-from qwen3_embeddings.canonical import canonical
 from qwen3_embeddings.closing import Closing
 from qwen3_embeddings.config import Dtype, EngineKind, OnError, Role
 from qwen3_embeddings.doctor.report import Report
@@ -18,10 +17,11 @@ from qwen3_embeddings.engines.base import Served, Usage
 from qwen3_embeddings.engines.registry import Lease
 from qwen3_embeddings.errors import ConfigurationError
 from qwen3_embeddings.fingerprint import fingerprint
+from qwen3_embeddings.fixed_settings import FixedSettings
 from qwen3_embeddings.long_texts import Overflow
 from qwen3_embeddings.pipeline import Policy
 from qwen3_embeddings.prompts import Task, find_task, instruct
-from qwen3_embeddings.redaction import SupportsSecret, shown
+from qwen3_embeddings.redaction import SupportsSecret
 from qwen3_embeddings.vectors import Matrix
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import ssl
 
 
-class Embedder(Encoding, Closing):
+class Embedder(Encoding, FixedSettings, Closing):
     """Qwen3-Embedding vectors, from vLLM in this process or from a server.
 
     Any thread and any event loop may call it. Embedders of one configuration share one engine. It
@@ -84,7 +84,16 @@ class Embedder(Encoding, Closing):
         DimensionsError: `dimensions` is out of range.
         UnknownTaskError: `task` is not a preset.
         MissingDependencyError: the engine's extra is not installed.
+
+    Example:
+        >>> with Embedder("Qwen/Qwen3-Embedding-0.6B") as embedder:
+        ...     embedder.encode_document(["Beijing is the capital of China."]).shape
+        (1, 1024)
     """
+
+    task: Task
+    query_instruction: str | None
+    document_instruction: str | None
 
     batch_parameter: ClassVar[str] = "batch_size"
     """Name of `batch_size` in messages; an integration that calls it otherwise overrides it."""
@@ -164,6 +173,10 @@ class Embedder(Encoding, Closing):
         Raises:
             UnknownModelError: the model is not known, not local and not on a reachable hub.
             ServerError: the server has to be asked and cannot be.
+
+        Example:
+            >>> embedder.embedding_dimension
+            1024
         """
         if self.dimensions is not None:
             return self.dimensions
@@ -204,7 +217,12 @@ class Embedder(Encoding, Closing):
         return event_loop.run(self._lease.engine.start())
 
     async def astart(self) -> Served:
-        """Start the engine like `start`."""
+        """Start the engine like `start`.
+
+        Example:
+            >>> (await embedder.astart()).native
+            1024
+        """
         return await event_loop.wait(self._lease.engine.start())
 
     def doctor(self, *, reference: str | os.PathLike[str] | None = None) -> Report:
@@ -226,7 +244,12 @@ class Embedder(Encoding, Closing):
         return event_loop.run(self._examine(reference))
 
     async def adoctor(self, *, reference: str | os.PathLike[str] | None = None) -> Report:
-        """Check the engine like `doctor`."""
+        """Check the engine like `doctor`.
+
+        Example:
+            >>> (await embedder.adoctor()).ok
+            True
+        """
         return await event_loop.wait(self._examine(reference))
 
     async def _examine(self, reference: str | os.PathLike[str] | None) -> Report:
@@ -273,12 +296,20 @@ class Embedder(Encoding, Closing):
         return sibling
 
     def close(self) -> None:
-        """Release the engine. It stops when no other open embedder uses it. May be repeated."""
+        """Release the engine. It stops when no other open embedder uses it. May be repeated.
+
+        Example:
+            >>> embedder.close()
+        """
         if engine := self._lease.detach():
             event_loop.run(engine.close())
 
     async def aclose(self) -> None:
-        """Release the engine like `close`."""
+        """Release the engine like `close`.
+
+        Example:
+            >>> await embedder.aclose()
+        """
         if engine := self._lease.detach():
             await event_loop.wait(engine.close())
 
@@ -323,70 +354,21 @@ class Embedder(Encoding, Closing):
         shown |= {"task": self.task.name}
         return f"Embedder({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
-    def __eq__(self, other: object) -> bool:
-        """Compare settings. Keys and secret headers do not count, as they change no vector."""
-        return type(other) is type(self) and other._identity() == self._identity()
-
-    def __hash__(self) -> int:
-        return hash(self._identity())
-
-    def _identity(self) -> str:
-        """Return what equal settings have in common, without secrets."""
-        settings = self._public_settings() | {"task": dataclasses.astuple(self.task)}
-        if self.engine == "server":
-            settings["batch_size"] = settings["batch_size"] or config.SERVER_BATCH
-        return canonical(settings)
-
-    def __copy__(self) -> Self:
-        """Return another handle on the same engine, which is closed on its own."""
-        sibling = object.__new__(type(self))
-        sibling.__dict__.update(self.__dict__)
-        sibling._lease = self._lease.share()
-        sibling._usage = Usage()
-        return sibling
-
-    def _finishing(self) -> Self:
-        """Return another handle that embeds all other texts when one fails."""
-        sibling = self.__copy__()
-        sibling.on_error = "finish"
-        sibling._policy = dataclasses.replace(self._policy, on_error="finish")
-        sibling._settings = self._settings | {"on_error": "finish"}
-        return sibling
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Return a copy as `copy.copy` does: an engine is not copied."""
-        return self.__copy__()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the settings, without key and secret headers.
-
-        The other process reads the key from its environment.
-
-        Raises:
-            TypeError: the embedder uses a client of the caller's own.
-        """
-        config.check_can_pickle(self._settings)
-        return _rebuild, (type(self), self._public_settings())
-
-    def _public_settings(self) -> dict[str, Any]:
-        headers = shown(self._settings["default_headers"])
-        return self._settings | {"default_headers": headers}
-
     # How a text goes.
 
     def _choose_instructions(
         self, task: str | Task, query_instruction: str | None, document_instruction: str | None
     ) -> None:
-        self.task = find_task(task)
+        found = find_task(task)
         if query_instruction is not None:
-            self.task = Task("custom", query_instruction)
-        self.query_instruction = query_instruction
-        self.document_instruction = document_instruction
-        self._settings = self._settings | {
-            "task": self.task,
+            found = Task("custom", query_instruction)
+        chosen: dict[str, Any] = {
+            "task": found,
             "query_instruction": query_instruction,
             "document_instruction": document_instruction,
         }
+        self.__dict__.update(chosen)
+        self._settings = self._settings | chosen
 
     def _instruction(self, role: Role) -> str:
         if role not in {"query", "document"}:
@@ -394,7 +376,3 @@ class Embedder(Encoding, Closing):
         if role == "query" or (self.task.symmetric and self.document_instruction is None):
             return self.task.instruction
         return self.document_instruction or ""
-
-
-def _rebuild(cls: type[Embedder], settings: dict[str, Any]) -> Embedder:
-    return cls(**settings)

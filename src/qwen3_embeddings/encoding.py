@@ -116,7 +116,12 @@ class Encoding:
     async def aencode_query(
         self, texts: Iterable[str], *, show_progress: bool = False, usage: Usage | None = None
     ) -> Vectors:
-        """Embed queries like `encode_query`; cancelling it drops its texts from the engine."""
+        """Embed queries like `encode_query`; cancelling it drops its texts from the engine.
+
+        Example:
+            >>> (await embedder.aencode_query(["What is the capital of China?"])).shape
+            (1, 1024)
+        """
         return await event_loop.wait(self._call(texts, "query", show_progress, usage))
 
     @overload
@@ -132,7 +137,12 @@ class Encoding:
     async def aencode_document(
         self, texts: Iterable[str], *, show_progress: bool = False, usage: Usage | None = None
     ) -> Vectors:
-        """Embed documents like `encode_document`; cancelling it drops its texts from the engine."""
+        """Embed documents like `encode_document`; cancelling it drops its texts from the engine.
+
+        Example:
+            >>> (await embedder.aencode_document(["Beijing is the capital."])).shape
+            (1, 1024)
+        """
         return await event_loop.wait(self._call(texts, "document", show_progress, usage))
 
     def stream(self, texts: Iterable[str], *, role: Role = "document", size: int = 2048) -> Stream:
@@ -161,7 +171,12 @@ class Encoding:
     def astream(
         self, texts: Iterable[str], *, role: Role = "document", size: int = 2048
     ) -> AsyncStream:
-        """Embed like `stream`. `texts` is read on your event loop, so reading should not block."""
+        """Embed like `stream`. `texts` is read on your event loop, so reading should not block.
+
+        Example:
+            >>> async for vectors in embedder.astream(open("corpus.txt")):
+            ...     index.add(vectors)
+        """
         return AsyncStream(self._ahead(texts, role, size))
 
     def _ahead(
@@ -225,7 +240,12 @@ class Encoding:
     async def acount_tokens(
         self, texts: Iterable[str], *, role: Role = "document"
     ) -> int | list[int]:
-        """Count tokens like `count_tokens`."""
+        """Count tokens like `count_tokens`.
+
+        Example:
+            >>> await embedder.acount_tokens("Hello")
+            2
+        """
         return await event_loop.wait(self._count(texts, role))
 
     def _instruction(self, role: Role) -> str:

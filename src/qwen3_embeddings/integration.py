@@ -93,14 +93,23 @@ FOREIGN: Mapping[str, str] = {
     **dict.fromkeys(("openai_organization", "organization"), (
         "Pass default_headers={{'OpenAI-Organization': …}}."
     )),
+    **dict.fromkeys(("show_progress", "show_progress_bar"), (
+        "Pass show_progress=True to the method that embeds the texts."
+    )),
     "additional_kwargs": "Leave it out: requests hold nothing else.",
+    "async_client": "Pass client: synchronous and asynchronous methods share it.",
     "device": (
         "Leave it out: vLLM uses the GPU there is. To choose one set CUDA_VISIBLE_DEVICES."
     ),
     "document_instruction": "Pass {document_instruction}.",
     "headers": "Pass default_headers.",
+    "huggingfacehub_api_token": (
+        "For the hub set HF_TOKEN in the environment. A server's key is api_key."
+    ),
     "mode": "Leave it out: queries and documents have methods of their own.",
     "model_kwargs": "Pass dtype, or engine_kwargs for further arguments of the engine.",
+    "provider": "Pass the base_url and api_key of its OpenAI-compatible server.",
+    "repo_id": "Pass model.",
     "reuse_client": "Leave it out: all models of one configuration share their connections.",
     "skip_empty": "Leave it out: an empty text has a vector too.",
     "text_instruction": "Pass {document_instruction}.",
@@ -169,7 +178,12 @@ class EmbedderHandle(Closing):
 
     @property
     def usage(self) -> Usage:
-        """Texts and tokens that this object has embedded so far, as a copy."""
+        """Texts and tokens that this object has embedded so far, as a copy.
+
+        Example:
+            >>> embeddings.usage
+            Usage(texts=2, tokens=4, uncounted=0)
+        """
         return self._embedder.usage
 
     @overload

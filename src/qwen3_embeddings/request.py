@@ -17,7 +17,7 @@ from qwen3_embeddings.errors import (
     ServerResponseError,
     TextError,
 )
-from qwen3_embeddings.vectors import Vectors, normalize, truncate
+from qwen3_embeddings.vectors import Vectors, normalize
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Output:
         pieces = self.vectors if self.done.all() else self.vectors[whole]
         try:
             merged = long_texts.merge(pieces, owners, np.asarray(self.plan.weights)[whole])
-            vectors = merged if self.width == size else truncate(merged, size)
+            vectors = merged if self.width == size else normalize(merged[:, :size])
         except InvalidVectorError as error:  # pieces that cancel each other out
             self.failures.append(error.at(positions[list(error.positions)].tolist()))
             self.done[np.isin(self.plan.owners, self.failures[-1].positions)] = False

@@ -51,18 +51,18 @@ async def remote(engine: Engine, texts: Texts, model: str | None) -> list[int]:
     """
     if not texts.prompts:
         return []
-    await engine.start()
+    served = await engine.start()
+    model = model or served.model
     try:
         return [len(ids) for ids in await engine.tokenize(texts.prompts, texts.urgent)]
     except (ServerResponseError, ServerRefusedError) as error:
         try:
-            if model is not None:
-                return await local(model, {}, texts.prompts)
+            return await local(model, {}, texts.prompts)
         except (UnknownModelError, MissingDependencyError):
             pass
         raise ConfigurationError(
             f"count_tokens needs the model's tokenizer: this server has no /tokenize ({error}), "
-            f"and {model or 'its model'} is not on this machine. Pass the folder of its checkpoint "
+            f"and {model} is not on this machine. Pass the folder of its checkpoint "
             "to an Embedder without base_url, and count there."
         ) from error
 

@@ -70,15 +70,58 @@ def truncate(vectors: ArrayLike, dimensions: SupportsIndex | float) -> Vectors:
         float32 array (dimensions,) or (n, dimensions), a copy.
 
     Raises:
-        DimensionsError: `dimensions` is out of range.
-        InvalidVectorError: a row is not finite, or zero in its first `dimensions` dimensions.
+        DimensionsError: `dimensions` is out of range, or `vectors` have none.
+        InvalidVectorError: a row is not finite, or zero in its first `dimensions` dimensions, or
+            `vectors` is neither a vector nor a matrix of real numbers.
 
     Example:
         >>> truncate(embedder.encode_document(["Hello"]), 256).shape
         (1, 256)
     """
-    whole = np.asarray(vectors, dtype=np.float32)
-    return normalize(whole[..., : check_dimensions(dimensions, whole.shape[-1])])
+    whole = _real("vectors", vectors)
+    if not whole.shape[-1]:
+        raise DimensionsError("vectors have no dimensions. Pass what an embedder returned.")
+    return _unit("vectors", whole[..., : check_dimensions(dimensions, whole.shape[-1])])
+
+
+def _real(name: str, value: ArrayLike) -> Vectors:
+    """Return a caller's vector or matrix as float32.
+
+    Raises:
+        InvalidVectorError: it is something else.
+    """
+    wanted = "Pass one vector (dimensions,) or a matrix (n, dimensions) of real numbers."
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in "cSU":  # NumPy would drop imaginary parts, and parse strings
+            raise TypeError(f"its values are {array.dtype}")
+        array = array.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise InvalidVectorError(f"{name} cannot be read as vectors ({error}). {wanted}") from error
+    if array.ndim not in {1, 2}:
+        raise InvalidVectorError(f"{name} is an array of {array.ndim} axes. {wanted}")
+    return array
+
+
+class _RowError(InvalidVectorError):
+    """`positions` are rows of an argument, which the message names: there are no texts."""
+
+    def _say(self) -> str:
+        return self.message
+
+
+def _unit(name: str, vectors: Vectors) -> Vectors:
+    """Return a caller's vectors normalized; an error names the argument, as there are no texts."""
+    try:
+        return normalize(vectors)
+    except InvalidVectorError as error:
+        rows = ", ".join(map(str, error.positions[:10]))
+        where = f"{name}[{rows}]" if vectors.ndim == 2 else name
+        raise _RowError(
+            f"{where} is not finite or has length zero, so it has no direction. Leave it out, or "
+            "embed its text again.",
+            error.positions,
+        ) from None
 
 
 def normalize(vectors: Vectors) -> Vectors:
@@ -113,19 +156,20 @@ def similarity(a: ArrayLike, b: ArrayLike) -> Matrix:
 
     Raises:
         DimensionsError: `a` and `b` have vectors of different sizes.
-        InvalidVectorError: a vector is not finite or has length zero.
+        InvalidVectorError: a vector is not finite or has length zero, or `a` or `b` is neither a
+            vector nor a matrix of real numbers.
 
     Example:
         >>> similarity([[1.0, 0.0], [0.0, 2.0]], [3.0, 0.0]).tolist()
         [[1.0], [0.0]]
     """
-    rows, columns = (np.atleast_2d(np.asarray(side, dtype=np.float32)) for side in (a, b))
+    rows, columns = (np.atleast_2d(_real(name, side)) for name, side in (("a", a), ("b", b)))
     if rows.shape[-1] != columns.shape[-1]:
         raise DimensionsError(
             f"vectors of {rows.shape[-1]} and of {columns.shape[-1]} dimensions have no cosine. "
             "Embed both with the same model and dimensions."
         )
-    cosines: Matrix = normalize(rows) @ normalize(columns).T
+    cosines: Matrix = _unit("a", rows) @ _unit("b", columns).T
     return cosines
 
 

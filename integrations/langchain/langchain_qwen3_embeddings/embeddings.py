@@ -11,7 +11,7 @@ from langchain_core.embeddings import Embeddings
 from pydantic import PrivateAttr, SecretStr
 
 from langchain_qwen3_embeddings.settings import NAMES, SYNONYMS, Settings, Synonyms
-from qwen3_embeddings import Embedder, Task
+from qwen3_embeddings import ConfigurationError, Embedder, Task
 from qwen3_embeddings import similarity as cosines
 from qwen3_embeddings.integration import (
     TIMEOUT,
@@ -228,7 +228,7 @@ class Qwen3Embeddings(EmbedderHandle, Settings, Embeddings):
         Example:
             >>> vectors = embeddings.embed_documents(["Beijing is the capital.", "Bread is baked."])
         """
-        check_at_least("chunk_size", chunk_size, 1)
+        _check_chunk_size(chunk_size)
         items = text_list(texts)
         return to_list(self._embedder.encode_document(items, show_progress=self.show_progress_bar))
 
@@ -258,7 +258,7 @@ class Qwen3Embeddings(EmbedderHandle, Settings, Embeddings):
         Returns:
             A unit vector for each, in their order.
         """
-        check_at_least("chunk_size", chunk_size, 1)
+        _check_chunk_size(chunk_size)
         progress = self.show_progress_bar
         items = text_list(texts)
         return await ato_list(await self._embedder.aencode_document(items, show_progress=progress))
@@ -360,6 +360,13 @@ class Qwen3Embeddings(EmbedderHandle, Settings, Embeddings):
         check_can_pickle(settings)
         del settings["api_key"]
         return _rebuild, (type(self), settings)
+
+
+def _check_chunk_size(size: int | None) -> None:
+    """Raise if the argument of a method is not an int of at least 1."""
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool)):
+        raise ConfigurationError(f"chunk_size is {type(size).__name__}. Pass int.")
+    check_at_least("chunk_size", size, 1)
 
 
 def _rebuild(cls: type[Qwen3Embeddings], settings: dict[str, Any]) -> Qwen3Embeddings:

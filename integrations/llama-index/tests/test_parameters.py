@@ -213,12 +213,19 @@ def test_bad_arguments_raise_typed_errors(wrong: dict[str, Any], error: type[Exc
 
 
 def test_set_attribute_of_a_setting_raises(remote: Qwen3Embedding) -> None:
-    for name in PARAMETERS.keys() - {"embed_batch_size", "num_workers"}:
+    for name in PARAMETERS.keys() - {"num_workers"}:
         with pytest.raises(ConfigurationError, match=name):
             setattr(remote, name, PARAMETERS[name])
-    remote.embed_batch_size = 64
     remote.num_workers = None
-    assert remote.model_copy(update={"dimensions": 32}).embed_batch_size == 64
+    changed = remote.model_copy(update={"dimensions": 32, "embed_batch_size": 8})
+    assert (changed.num_workers, changed.embed_batch_size) == (None, 8)
+    assert changed._embedder.batch_size == 8
+
+
+@pytest.mark.parametrize("name", ["api_base", "model_name", "text_instruction"])
+def test_wrong_type_is_reported_under_the_parameters_own_name(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{name} is int. Pass str"):
+        Qwen3Embedding(**{name: 5})
 
 
 @pytest.mark.parametrize(
@@ -329,6 +336,11 @@ def test_synonyms_are_accepted(brought: dict[str, Any], own: dict[str, Any]) -> 
         ("batch_size", "Pass embed_batch_size"),
         ("document_instruction", "Pass text_instruction"),
         ("prompts", "query_instruction.*text_instruction"),
+        ("show_progress_bar", "show_progress=True"),
+        ("repo_id", "Pass model"),
+        ("provider", "base_url"),
+        ("huggingfacehub_api_token", "HF_TOKEN.*api_key"),
+        ("async_client", "Pass client"),
     ],
 )
 def test_foreign_arguments_raise_with_advice(name: str, said: str) -> None:

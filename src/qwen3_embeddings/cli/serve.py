@@ -13,6 +13,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -52,17 +53,19 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "serve",
         help="start vLLM's OpenAI-compatible server with the settings for embedding",
-        description="Start vLLM's OpenAI-compatible server with the settings for embedding. "
+        description="Start vLLM's OpenAI-compatible server with the settings for embedding. MODEL "
+        "is a hub id or folder. "
         "Other options are passed on to vLLM, e.g. --quantization fp8, --data-parallel-size 2, "
         "--served-model-name NAME, --disable-log-stats. Clients need the key in "
         "QWEN3_EMBEDDINGS_API_KEY, if it is set.",
         epilog="Stops on Ctrl-C or SIGTERM, and leaves no process behind. When this command itself "
         "is killed (SIGKILL), Linux sends SIGTERM to the server, which vLLM may ignore while it "
         "starts.",
+        usage="%(prog)s MODEL [OPTION …] [OPTION OF VLLM …]",
         allow_abbrev=False,
     )
     option = parser.add_argument
-    option("model", metavar="MODEL", type=os.path.expanduser, help="hub id or folder")
+    option("--model", help="hub id or folder, in place of MODEL")
     option("--dimensions", type=int, help=f"dimensions for clients that ask for none, "
            f"{MIN_DIMENSIONS} to native (native)")  # fmt: skip
     option("--dtype", choices=["auto", "bfloat16", "float32"], default="auto", help="(auto)")
@@ -71,12 +74,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     option("--api-server-count", type=int, help="processes that tokenize and speak HTTP "
            f"({default_api_servers()} on this machine)")  # fmt: skip
     option("--print", action="store_true", help="print the command instead of running it")
-    parser.set_defaults(vllm_flags=[])
+    parser.set_defaults(vllm_flags=[], usage_error=parser.error)
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
     """Start the server and wait for its end; return its exit code."""
+    _choose_model(options)
     flags = server_flags(options)
     program = _program(options.model)
     environment = {"VLLM_NO_USAGE_STATS": "1"}
@@ -88,6 +92,25 @@ def run(options: argparse.Namespace) -> int:
     if options.host not in LOOPBACK:
         _warn_of_open_routes("VLLM_API_KEY" in environment | os.environ)
     return supervise([*program, *flags], environment | os.environ)
+
+
+def _choose_model(options: argparse.Namespace) -> None:
+    """Set `options.model`, and leave in `options.vllm_flags` what is for vLLM.
+
+    The value of an option of vLLM looks like MODEL. So MODEL is the first of the words that this
+    command does not know, except for ``--option=value``. Wrong usage exits with 2.
+    """
+    rest = options.vllm_flags
+    first = next((i for i, word in enumerate(rest) if not re.match("--?[^=]+=", word)), len(rest))
+    positional = rest[first] if first < len(rest) and not rest[first].startswith("-") else None
+    if options.model and positional:
+        options.usage_error(f"MODEL is given twice: {positional} and --model {options.model}")
+    if not options.model and not positional:
+        flag = f" before {rest[first]}, whose value would look like it" if first < len(rest) else ""
+        options.usage_error(f"MODEL is required. Put it first{flag}, or use --model MODEL")
+    if positional:
+        del rest[first]
+    options.model = os.path.expanduser(options.model or positional or "")
 
 
 def default_api_servers() -> int:

@@ -25,6 +25,11 @@ class Finding:
         remedy: What to change; empty unless the status is "warning" or "failure".
         measured: The value that the check compared with its limits, or None. docs/doctor.md
             defines it for each check.
+
+    Example:
+        >>> for finding in embedder.doctor().findings:
+        ...     if finding.status == "failure":
+        ...         print(finding.check, finding.remedy)
     """
 
     check: str

@@ -51,6 +51,12 @@ class Usage:
         tokens: number of tokens in them, end tokens included.
         uncounted: number of those prompts whose tokens the engine did not report. They are not in
             `tokens`.
+
+    Example:
+        >>> usage = Usage()
+        >>> vectors = embedder.encode_document(["Hello", "Hello"], usage=usage)
+        >>> usage
+        Usage(texts=2, tokens=4, uncounted=0)
     """
 
     texts: int = 0

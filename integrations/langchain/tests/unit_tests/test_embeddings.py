@@ -169,6 +169,10 @@ def test_synonyms_are_accepted(brought: dict[str, Any], own: dict[str, Any]) -> 
         ("openai_proxy", "HTTPS_PROXY"),
         ("http_async_client", "http_client"),
         ("text_instruction", "document_instruction"),
+        ("async_client", "Pass client"),
+        ("repo_id", "Pass model"),
+        ("provider", "base_url"),
+        ("huggingfacehub_api_token", "HF_TOKEN.*api_key"),
     ],
 )
 def test_foreign_arguments_raise_with_advice(name: str, said: str) -> None:
@@ -459,3 +463,12 @@ def test_show_progress_bar_counts_every_text(
         assert capsys.readouterr().err == ""
         embeddings.embed_documents(TEXTS)
         assert f"{len(TEXTS)}/{len(TEXTS)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["x", 1.5, True])
+async def test_embed_documents_with_a_wrong_chunk_size_raises(size: Any) -> None:
+    embeddings = Qwen3Embeddings(base_url=URL)
+    with pytest.raises(ConfigurationError, match=r"chunk_size is \w+\. Pass int"):
+        embeddings.embed_documents(["a"], chunk_size=size)
+    with pytest.raises(ConfigurationError, match=r"chunk_size is \w+\. Pass int"):
+        await embeddings.aembed_documents(["a"], chunk_size=size)

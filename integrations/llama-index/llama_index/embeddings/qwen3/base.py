@@ -22,7 +22,7 @@ from llama_index.embeddings.qwen3.settings import (
     Synonyms,
 )
 
-from qwen3_embeddings import Embedder, EngineError, Task
+from qwen3_embeddings import ConfigurationError, Embedder, EngineError, Task
 from qwen3_embeddings.integration import (
     TIMEOUT,
     Dtype,
@@ -126,7 +126,7 @@ class Qwen3Embedding(EmbedderHandle, Settings):
     _embedder: Embedder = PrivateAttr()
     _own_settings: ClassVar[tuple[str, ...]] = ("embed_batch_size", "num_workers")
     _changeable: ClassVar[frozenset[str]] = frozenset(
-        {"embed_batch_size", "num_workers", "callback_manager", "rate_limiter"}
+        {"num_workers", "callback_manager", "rate_limiter"}
     )
 
     def __init__(
@@ -372,6 +372,10 @@ def _make_embedder(given: Mapping[str, Any]) -> Embedder:
     """Return the embedder of a model's arguments."""
     ours = {"model_name": "model", "api_base": "base_url"}
     ours["text_instruction"] = "document_instruction"
+    for name in ours:  # the core would call them by its own names
+        value = given.get(name)
+        if value is not None and not isinstance(value, str | os.PathLike):
+            raise ConfigurationError(f"{name} is {type(value).__name__}. Pass str.")
     others = {"embed_batch_size", "num_workers", *_HANDLES}
     names = Qwen3Embedding.model_fields.keys() - others  # pydantic refuses what is in neither
     settings = {ours.get(k, k): given[k] for k in names & given.keys()}
