@@ -508,8 +508,8 @@ async def test_authentication_response_not_http_counts_as_no_answer() -> None:
     listener = await asyncio.start_server(answer, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     engine = ServerEngine(url, timeout=0.5)
-    assert not await engine.connection.answers_strangers(url + "/metrics", None)
-    assert not await engine.connection.answers_strangers(url + "/trickle", None)
+    assert not await engine.connection.answers_without_key(url + "/metrics", None)
+    assert not await engine.connection.answers_without_key(url + "/trickle", None)
     await engine.close()
     await asyncio.gather(*handlers)
     listener.close()

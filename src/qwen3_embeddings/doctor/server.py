@@ -67,7 +67,7 @@ async def authentication(subject: Subject) -> Finding:
     answering = [
         urlsplit(url).path
         for url, body in routes.items()
-        if await engine.connection.answers_strangers(url, body)
+        if await engine.connection.answers_without_key(url, body)
     ]
     check = "authentication"
     local = urlsplit(engine.base_url).hostname in LOOPBACK

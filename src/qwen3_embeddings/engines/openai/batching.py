@@ -149,7 +149,7 @@ class Batcher:
         return min(self.most, max(QUERIES_PER_REQUEST, share))
 
     async def _send(self, group: list[Chunk], kind: Kind, slot: Slot) -> None:
-        """Send one request for a group of chunks and answer them, whatever fails on the way."""
+        """Send one request for a group of chunks and answer them, whatever fails."""
         try:
             await self._request_for(group, kind, slot)
         except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""The routes of one server, asked in the way that it understands."""
+"""The routes of one server, in the formats that it supports."""
 
 from __future__ import annotations
 

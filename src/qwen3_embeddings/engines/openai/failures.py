@@ -211,7 +211,7 @@ def connection_error(
         "base_url.",
         "needs TLS": f"{place} speaks TLS only. Write https:// instead of http:// in base_url.",
         "proxy": f"cannot reach {base_url} ({said}). Check {_PROXY}, or set NO_PROXY for the host.",
-        "connect": f"no connection to {place} ({said}). Check base_url, and firewalls on the way.",
+        "connect": f"no connection to {place} ({said}). Check base_url, and firewalls in between.",
         "broken": f"the connection to {base_url} broke ({said}). Check base_url, and the logs of "
         "the server and of any proxy in front of it.",
     }

@@ -176,20 +176,20 @@ class Connection:
                     return answer.content
         return None
 
-    async def answers_strangers(self, url: str, body: dict[str, Any] | None) -> bool:
+    async def answers_without_key(self, url: str, body: dict[str, Any] | None) -> bool:
         """Whether `url` answers a request without key or headers: a POST, or a GET.
 
         A rejected body (400, 422) counts, since the request had passed the authentication.
         """
         environment = Environment.read(self.base_url)
-        stranger = transport.OwnTransport({}, self.timeout, self._verify, environment)
+        keyless = transport.OwnTransport({}, self.timeout, self._verify, environment)
         try:
             async with asyncio.timeout(self.timeout):
-                answer = await stranger.send("GET" if body is None else "POST", url, body)
+                answer = await keyless.send("GET" if body is None else "POST", url, body)
         except Exception:
             return False
         finally:
-            await stranger.close()
+            await keyless.close()
         return answer.status_code in {200, 400, 422}
 
     def check(self, answer: Response, body: Mapping[str, Any] | None = None) -> None:

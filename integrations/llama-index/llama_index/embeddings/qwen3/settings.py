@@ -51,7 +51,7 @@ class Settings(BaseEmbedding):
     # A misspelled argument must not pass unseen, and no message may show a misplaced key.
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    # Frozen where the engine would not hear of a change.
+    # Frozen where a change would not reach the engine.
     model_name: str = Field(default="", frozen=True, description="Hub id, folder or served name.")
     api_base: str | None = Field(default=None, frozen=True, description="Root of the server's API.")
     api_key: SecretStr | None = Field(
@@ -91,7 +91,7 @@ class Settings(BaseEmbedding):
         default=True, frozen=True, description="TLS verification."
     )
     max_concurrency: int | None = Field(
-        default=None, frozen=True, description="Most requests under way at once."
+        default=None, frozen=True, description="Maximum number of requests in flight."
     )
     engine_kwargs: dict[str, Any] | None = Field(
         default=None, frozen=True, repr=False, description="Further arguments of the engine."
