@@ -41,8 +41,8 @@ def main(model: str | None = None) -> None:
     found = search.run({"embed": {"text": "Why does the sea come in and go out?"}})
     for document in found["retrieve"]["documents"]:
         print(f"{document.score:.3f} {document.meta['title']}")
-    index.close()
-    search.close()
+    for pipeline in (index, search):
+        pipeline.get_component("embed").close()
 
 
 if __name__ == "__main__":

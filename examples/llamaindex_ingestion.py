@@ -3,7 +3,8 @@
     python examples/llamaindex_ingestion.py [MODEL [FOLDER]]
 
 The docstore skips unchanged documents and replaces changed ones. The cache keeps the result of each
-step: its key holds the fingerprint, so another model, size or instruction is a cache miss.
+step. The docstore does not know the model: use another folder, docstore and collection for another
+model, size or document instruction, for example named by `fingerprint("document")`.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python examples/recipe_mteb.py [MODEL [TASK ...]]
 
-The published scores were measured this way: queries carry the task's instruction and documents
-none. Tasks without roles, such as STS and clustering, put it before every text. Texts over the
-context are truncated, as in the published evaluation.
+Queries carry the instruction that mteb has for the task, and documents none. Tasks without roles,
+such as STS and clustering, put it before every text. Texts over the context are truncated. The
+published evaluation used its own instructions for some tasks and 8,192 tokens, so scores can differ
+slightly.
 """
 
 from __future__ import annotations

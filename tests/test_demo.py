@@ -448,7 +448,11 @@ def test_page_absent_answer_is_said() -> None:
 def test_demo_page_in_missing_folder_fails_before_the_engine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path, message in [(tmp_path / "no" / "x.html", "no folder"), (tmp_path, "is a folder")]:
+    for path, message in [
+        (tmp_path / "no" / "x.html", "no folder"),
+        (tmp_path, "is a folder"),
+        (tmp_path / ("x" * 300), "cannot be written"),
+    ]:
         assert main(["demo", "--model", "absent", "--html", str(path)]) == 1
         captured = capsys.readouterr()
         assert message in captured.err

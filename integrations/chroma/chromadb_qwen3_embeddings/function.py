@@ -28,7 +28,8 @@ class Qwen3EmbeddingFunction(EmbedderHandle, EmbeddingFunction[Documents]):
 
     Documents of `add`, `update` and `upsert` are embedded without an instruction, and
     `query_texts` of `query` under the instruction of the task. The engine starts at the first
-    call.
+    call. A server is asked for its model at once if `model` is left out, because a collection
+    belongs to one model.
 
     Chroma stores the configuration with the collection, without the key. `get_collection` builds
     the function from it, so a later process does not pass one. That process imports this module,
@@ -58,6 +59,7 @@ class Qwen3EmbeddingFunction(EmbedderHandle, EmbeddingFunction[Documents]):
         DimensionsError: `dimensions` is out of range.
         UnknownTaskError: `task` is not a preset.
         MissingDependencyError: the engine's extra is not installed.
+        EngineError: the server has to be asked for its model, and does not answer.
 
     Example:
         >>> function = Qwen3EmbeddingFunction("Qwen/Qwen3-Embedding-0.6B", dimensions=512)
@@ -89,8 +91,11 @@ class Qwen3EmbeddingFunction(EmbedderHandle, EmbeddingFunction[Documents]):
     ) -> None:
         settings = {k: v for k, v in locals().items() if k not in {"self", "__class__"}}
         self._embedder = Embedder(**settings)
-        # Stored as resolved, so that another process's environment does not change the model.
+        # Stored as resolved, so that another process's environment or folder does not change the
+        # model. Chroma ignores errors of `get_config` and would store no embedding function.
         resolved = {k: getattr(self._embedder, k) for k in ("model", "base_url", "dimensions")}
+        model = resolved["model"] or self._embedder.start().model
+        resolved["model"] = os.path.abspath(model) if os.path.isdir(model) else model
         self._config = settings | resolved | {"engine": self._embedder.engine}
         self._config["default_headers"] = show_headers(default_headers or {}) or None
         del self._config["api_key"]
@@ -132,15 +137,8 @@ class Qwen3EmbeddingFunction(EmbedderHandle, EmbeddingFunction[Documents]):
         return ["cosine", "ip", "l2"]
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments for `build_from_config`, without the key, as JSON values.
-
-        If `model` was left out, the server is asked: a collection belongs to one model.
-
-        Raises:
-            EngineError: the server has to be asked and cannot be.
-        """
+        """Return the arguments for `build_from_config`, without the key, as JSON values."""
         config = {k: v for k, v in self._config.items() if v is not None}
-        config.setdefault("model", self._embedder.model or self._embedder.start().model)
         if isinstance(config["task"], Task):
             config["task"] = dataclasses.asdict(config["task"])
         return config

@@ -14,7 +14,7 @@ import qwen3_embeddings_demo_model
 from chromadb_qwen3_embeddings import Qwen3EmbeddingFunction
 
 from conftest import RunningServer
-from qwen3_embeddings import ConfigurationError, DimensionsError, Embedder, Task
+from qwen3_embeddings import ConfigurationError, DimensionsError, Embedder, EngineError, Task
 
 MODEL = str(qwen3_embeddings_demo_model.path())
 SERVER = "http://127.0.0.1:9/v1"
@@ -161,3 +161,17 @@ def test_setting_an_attribute_is_refused() -> None:
 def test_dimensions_out_of_range_are_refused_before_anything_starts() -> None:
     with pytest.raises(DimensionsError):
         remote(dimensions=16)
+
+
+def test_server_that_is_away_without_a_model_is_an_error_of_the_constructor() -> None:
+    """Chroma ignores an error of `get_config`, and would store its own default function."""
+    with pytest.raises(EngineError):
+        Qwen3EmbeddingFunction(base_url="http://127.0.0.1:9/v1", max_retries=0)
+
+
+def test_config_holds_the_absolute_path_of_a_folder(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(checkpoint).parent)
+    function = Qwen3EmbeddingFunction(f"./{Path(checkpoint).name}", engine="reference")
+    assert function.get_config()["model"] == checkpoint

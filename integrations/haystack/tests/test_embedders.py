@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +22,7 @@ from haystack_integrations.components.embedders.qwen3 import (
 
 from conftest import RunningServer
 from qwen3_embeddings import ConfigurationError, DimensionsError, Embedder, Task, TextTypeError
+from qwen3_embeddings.engines import registry
 
 MODEL = str(qwen3_embeddings_demo_model.path())
 SERVER = "http://127.0.0.1:9/v1"
@@ -207,3 +210,34 @@ def test_dimensions_out_of_range_are_refused_before_anything_starts() -> None:
 def test_setting_an_attribute_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"cannot be changed\. Make another component"):
         remote().dimensions = 32
+
+
+def test_components_that_are_all_closed_leave_no_engine(checkpoint: str) -> None:
+    local: dict[str, Any] = {"model": checkpoint, "engine": "reference"}
+    components: list[Any] = [Qwen3TextEmbedder(**local), Qwen3DocumentEmbedder(**local)]
+    engine = components[0]._embedder._lease.engine
+    for component in components:
+        component.close()
+    assert engine not in registry._engines.values()
+
+
+def test_pickle_holds_no_key_and_no_secret_header() -> None:
+    embedder = Qwen3TextEmbedder(
+        "demo",
+        api_base_url="http://127.0.0.1:9/v1",
+        api_key=Secret.from_token("sesame"),
+        default_headers={"Authorization": "Bearer sesame", "X-Team": "search"},
+    )
+    stored = pickle.dumps(embedder)
+    assert b"sesame" not in stored
+    assert pickle.loads(stored)._settings["default_headers"] == {"X-Team": "search"}
+
+
+@pytest.mark.engine
+def test_copy_that_is_closed_leaves_the_original_open(checkpoint: str) -> None:
+    component = Qwen3TextEmbedder(checkpoint, engine="reference")
+    component.warm_up()
+    copy.copy(component).close()
+    copy.deepcopy(component).close()
+    assert not component._released
+    assert len(component._embedder.encode_query("still open")) == 128

@@ -47,12 +47,17 @@ def check(path: Path) -> None:
     """Check that the page can be written, before an engine starts.
 
     Raises:
-        ConfigurationError: `path` is a folder, or its folder is missing.
+        ConfigurationError: `path` is a folder, its folder is missing, or it cannot be written.
     """
     if path.is_dir():
         raise ConfigurationError(f"--html {path} is a folder. Name a file in it.")
     if not path.parent.is_dir():
         raise ConfigurationError(f"--html: no folder {path.parent}. Create it, or name another.")
+    try:
+        with path.open("a"):
+            pass
+    except OSError as error:
+        raise ConfigurationError(f"--html {path} cannot be written ({error.strerror}).") from error
 
 
 def write(

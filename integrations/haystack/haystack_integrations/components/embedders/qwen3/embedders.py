@@ -6,6 +6,7 @@ modules that it trusts, and this one is among them.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, Self, TypedDict, Unpack
 
 from haystack import Document, component, default_from_dict, default_to_dict
 from haystack.utils import Secret, deserialize_secrets_inplace
+from haystack.utils.auth import TokenSecret
 
 from qwen3_embeddings import Embedder, Task, Usage
 from qwen3_embeddings.integration import (
@@ -62,6 +64,7 @@ class _Component(EmbedderHandle):
         self._api_key = api_key
         self._model, self._api_base_url = model, api_base_url
         self._embedder = self._make_embedder()
+        self._released = False
 
     def _make_embedder(self) -> Embedder:
         return Embedder(
@@ -75,23 +78,57 @@ class _Component(EmbedderHandle):
 
     def warm_up(self) -> None:
         """Start the engine, or reach the server. May be repeated."""
-        self._embedder.start()
+        self._open().start()
 
     async def warm_up_async(self) -> None:
         """Start the engine like `warm_up`."""
-        await self._embedder.astart()
+        await self._open().astart()
 
     def close(self) -> None:
         """Release the engine; it stops when no other open object uses it."""
+        self._released = True
         self._embedder.close()
-        self._embedder = self._make_embedder()
 
     async def close_async(self) -> None:
         """Release the engine like `close`."""
+        self._released = True
         await self._embedder.aclose()
-        self._embedder = self._make_embedder()
+
+    def _open(self) -> Embedder:
+        """Return the embedder, a new one after a `close`."""
+        if self._released:
+            self._embedder, self._released = self._make_embedder(), False
+        return self._embedder
 
     aclose = close_async
+
+    # Copies and pickles.
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a component that shares the engine and is closed on its own."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        for name, value in self.__dict__.items():
+            shared = name == "_embedder"
+            twin.__dict__[name] = copy.copy(value) if shared else copy.deepcopy(value, memo)
+        return twin
+
+    def __copy__(self) -> Self:
+        return self.__deepcopy__({})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: no secret header, and no key except an environment variable's."""
+        state = {name: value for name, value in self.__dict__.items() if name != "_embedder"}
+        state["_settings"] = dict(self._settings)
+        if headers := self._settings.get("default_headers"):
+            state["_settings"]["default_headers"] = show_headers(headers)
+        if isinstance(self._api_key, TokenSecret):
+            state["_api_key"] = _KEY
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._embedder, self._released = self._make_embedder(), False
 
     # YAML.
 
@@ -177,14 +214,14 @@ class Qwen3TextEmbedder(_Component):
             The errors are those of `qwen3_embeddings.Embedder.encode_query`.
         """
         usage = Usage()
-        [row] = to_list(self._embedder.encode_query([text], usage=usage))
+        [row] = to_list(self._open().encode_query([text], usage=usage))
         return {"embedding": row, "meta": self._meta(usage)}
 
     @component.output_types(embedding=list[float], meta=dict[str, Any])
     async def run_async(self, text: str) -> dict[str, Any]:
         """Embed a query like `run`; cancelling drops its text from the engine."""
         usage = Usage()
-        [row] = to_list(await self._embedder.aencode_query([text], usage=usage))
+        [row] = to_list(await self._open().aencode_query([text], usage=usage))
         return {"embedding": row, "meta": self._meta(usage)}
 
 
@@ -250,7 +287,7 @@ class Qwen3DocumentEmbedder(_Component):
         """
         usage = Usage()
         texts: Any = self._texts(documents)
-        rows = self._embedder.encode_document(texts, show_progress=self._progress_bar, usage=usage)
+        rows = self._open().encode_document(texts, show_progress=self._progress_bar, usage=usage)
         return self._embedded(documents, to_list(rows), usage)
 
     @component.output_types(documents=list[Document], meta=dict[str, Any])
@@ -258,7 +295,7 @@ class Qwen3DocumentEmbedder(_Component):
         """Embed documents like `run`; cancelling drops their texts from the engine."""
         usage = Usage()
         texts: Any = self._texts(documents)
-        rows = await self._embedder.aencode_document(
+        rows = await self._open().aencode_document(
             texts, show_progress=self._progress_bar, usage=usage
         )
         return self._embedded(documents, to_list(rows), usage)
