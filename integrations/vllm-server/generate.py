@@ -120,7 +120,7 @@ def flags(variant: Variant) -> list[str]:
     parser = argparse.ArgumentParser()
     command = serve.add_parser(parser.add_subparsers(dest="command"))
     count = ["--api-server-count", str(API_SERVERS)]
-    options, passed = command.parse_known_args([variant.model, *count, *words])
+    options, passed = command.parse_known_args(["--model", variant.model, *count, *words])
     options.vllm_flags = passed
     card = Device("gpu", variant.card * GIB)
     with mock.patch.object(serve, "this_device", return_value=card):
