@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import qwen3_embeddings_demo_model
+from load import load
 
 pytestmark = pytest.mark.engine  # too slow for `make test-fast`
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -18,12 +18,7 @@ STORES = ("faiss", "duckdb", "lancedb", "milvus", "chroma", "qdrant")
 
 def example(name: str) -> Any:
     """Import an example; what its store warns of is the store's."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"corpus_{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(EXAMPLES / f"corpus_{name}.py")
 
 
 @pytest.fixture(scope="module")

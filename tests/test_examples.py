@@ -8,7 +8,6 @@ corpora, and tests/recipes.py those with packages that do not fit into this envi
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import re
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import qwen3_embeddings_demo_model
+from load import load
 
 from conftest import free_port
 from qwen3_embeddings import Embedder
@@ -43,11 +43,7 @@ Run = Callable[..., list[str]]
 
 def example(name: str) -> ModuleType:
     """Import an example; what other packages warn of is theirs."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module: ModuleType = load(EXAMPLES / f"{name}.py")
     return module
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from load import load
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -67,11 +67,7 @@ def test_notebook_committed_outputs_are_clean(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_notebook_runs_and_finds_what_it_says(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.spec_from_file_location("execute", ROOT / "tools/notebooks/execute.py")
-    assert spec is not None
-    assert spec.loader is not None
-    execute = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(execute)
+    execute = load(ROOT / "tools/notebooks/execute.py")
     # The kernel is another process: pytest's filter of warnings does not reach it.
     monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
     check_outputs(path.stem, execute.execute(path))
