@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from qwen3_embeddings import long_texts, models, prompts, vectors
+from qwen3_embeddings.canonical import canonical
 
 # Engine arguments that steer speed and memory and can change no vector.
 _NEUTRAL = frozenset(
@@ -54,7 +53,7 @@ def fingerprint(
         "engine_kwargs": {k: v for k, v in engine_kwargs.items() if k not in neutral},
         "versions": _versions(template, overflow),
     }
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=_stable).encode())
+    digest = hashlib.sha256(canonical(parts, _stable).encode())
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", model.rstrip("/").rsplit("/", 1)[-1])
     return f"{slug}-{size}-{digest.hexdigest()[:16]}"
 
@@ -72,13 +71,7 @@ def _versions(template: str, overflow: str) -> dict[str, int]:
 
 
 def _stable(value: Any) -> Any:
-    """Return a form of a value for JSON that is the same in every process."""
-    if isinstance(value, (set, frozenset)):  # their order depends on the process
-        return sorted(json.dumps(item, sort_keys=True, default=_stable) for item in value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
+    """Return a form of an object for JSON that is the same in every process."""
     own: Any = type(value).__repr__
     if own is object.__repr__:  # it would show an address
         return [type(value).__qualname__, getattr(value, "__dict__", {})]
