@@ -302,7 +302,7 @@ def _incomplete(folder: Path, file: str) -> str:
 def _no_checkpoint(name: str) -> str:
     """Describe a name that is neither a folder nor the id of a hub repository."""
     if name.startswith(("http://", "https://")):
-        return f"{name!r} is a URL, not a model. Pass a server's as base_url={name!r}."
+        return f"{name!r} is a URL, not a model. If a server has it, pass base_url={name!r}."
     path = Path(os.path.expanduser(name))
     if path.is_file():
         if path.suffix == ".gguf":
