@@ -32,7 +32,7 @@ PASSAGES = [
 class Qwen3EmbeddingFunction(EmbeddingFunction):
     """Qwen3-Embedding. LanceDB does not retry, because the embedder does."""
 
-    model: str | None = None
+    model: str  # stored with the table, so it does not depend on a later process's environment
     dimensions: int | None = None
     max_retries: int = 0
 
@@ -56,7 +56,9 @@ class Qwen3EmbeddingFunction(EmbeddingFunction):
 
 def main(model: str | None = None) -> None:
     """Create a table that embeds, and search it by text."""
-    function = Qwen3EmbeddingFunction.create(model=model, dimensions=256)
+    with Embedder(model) as default:
+        name = default.model or default.start().model
+    function = Qwen3EmbeddingFunction.create(model=name, dimensions=256)
 
     class Passage(LanceModel):
         text: str = function.SourceField()

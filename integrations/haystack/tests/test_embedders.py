@@ -241,3 +241,9 @@ def test_copy_that_is_closed_leaves_the_original_open(checkpoint: str) -> None:
     copy.deepcopy(component).close()
     assert not component._released
     assert len(component._embedder.encode_query("still open")) == 128
+
+
+def test_components_with_other_fields_are_unequal() -> None:
+    plain = Qwen3DocumentEmbedder("demo", api_base_url=SERVER)
+    assert plain == Qwen3DocumentEmbedder("demo", api_base_url=SERVER)
+    assert plain != Qwen3DocumentEmbedder("demo", api_base_url=SERVER, meta_fields_to_embed=["a"])

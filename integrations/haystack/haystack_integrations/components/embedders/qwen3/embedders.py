@@ -247,6 +247,8 @@ class Qwen3DocumentEmbedder(_Component):
         >>> embedder.run([Document(content="Baked in an oven.", meta={"title": "Bread"})])
     """
 
+    _own_settings: ClassVar[tuple[str, ...]] = ("_fields", "_separator", "_progress_bar")
+
     def __init__(
         self,
         model: str | os.PathLike[str] | None = None,
