@@ -49,14 +49,16 @@ def check(path: Path) -> None:
     Raises:
         ConfigurationError: `path` is a folder, its folder is missing, or it cannot be written.
     """
-    if path.is_dir():
-        raise ConfigurationError(f"--html {path} is a folder. Name a file in it.")
-    if not path.parent.is_dir():
-        raise ConfigurationError(f"--html: no folder {path.parent}. Create it, or name another.")
     try:
+        if path.is_dir():
+            raise ConfigurationError(f"--html {path} is a folder. Name a file in it.")
+        if not path.parent.is_dir():
+            raise ConfigurationError(
+                f"--html: no folder {path.parent}. Create it, or name another."
+            )
         with path.open("a"):
             pass
-    except OSError as error:
+    except OSError as error:  # is_dir() also raises it, for a name that is too long
         raise ConfigurationError(f"--html {path} cannot be written ({error.strerror}).") from error
 
 
