@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator
 
 from qwen3_embeddings.engines.base import MIXED_SECONDS
 
-ANSWERS_PER_SLOT = 3
-"""Successful answers that raise the limit by one. With fewer, more requests are refused while a
-server accepts few at once. With four or more, a server that refuses every fifth request for another
-reason brings the limit down to one (benchmarks/limits.py)."""
+ANSWERS_PER_SLOT = 2
+"""Successful answers that raise the limit by one. A server that accepts few requests at once then
+refuses a quarter to a third of them. With three answers it refuses a fifth, at the same throughput.
+A server that refuses every fifth request for another reason then answers about 2,000 documents/s.
+With three answers it answers 640 (benchmarks/notes/client.md)."""
 
 
 class Slots:
@@ -149,7 +150,8 @@ class Slot:
         lost = others > 0 or not self._alone
         unused = slots.count == 2 * slots.most
         slots.count = max(1, others if unused else slots.count - 1)
-        slots._answers = 0 if lost else ANSWERS_PER_SLOT - 1
         if lost:
             self.leave()
+        else:
+            slots._answers = ANSWERS_PER_SLOT - 1
         return lost
