@@ -85,18 +85,7 @@ def run(options: argparse.Namespace) -> int:
     from qwen3_embeddings.corpus.errors import CONTINUE
 
     try:
-        embedder = Embedder(
-            options.model,
-            base_url=options.base_url,
-            engine=options.engine,
-            dtype=options.model_dtype,
-            dimensions=options.dimensions,
-            task=options.task,
-            query_instruction=options.query_instruction,
-            document_instruction=options.document_instruction,
-            overflow=options.overflow,
-            max_concurrency=options.max_concurrency,
-        )
+        embedder = _embedder(options)
     except (ConfigurationError, DimensionsError, UnknownTaskError) as error:
         options.usage_error(str(error))
     names = ("text_column", "id_column", "keep", "role", "dtype", "chunk", "overlap", "shard_rows")
@@ -126,6 +115,22 @@ def run(options: argparse.Namespace) -> int:
     if summary.rejects:
         print(f"the rejected rows are listed in {options.output}/_embed/rejects")
     return summary.exit_code
+
+
+def _embedder(options: argparse.Namespace) -> Embedder:
+    """Return the embedder that the options describe."""
+    return Embedder(
+        options.model,
+        base_url=options.base_url,
+        engine=options.engine,
+        dtype=options.model_dtype,
+        dimensions=options.dimensions,
+        task=options.task,
+        query_instruction=options.query_instruction,
+        document_instruction=options.document_instruction,
+        overflow=options.overflow,
+        max_concurrency=options.max_concurrency,
+    )
 
 
 def _estimate(embedder: Embedder, options: argparse.Namespace, layout: dict[str, Any]) -> int:
