@@ -124,22 +124,14 @@ def test_distributions_share_one_version() -> None:
     assert f"## [{qwen3_embeddings.__version__}]" in (root / "CHANGELOG.md").read_text()
 
 
-def test_import_is_quick_and_imports_no_framework() -> None:
-    """Quicker than what it cannot do without, in processor time of one interpreter."""
+def test_import_loads_only_numpy_and_the_standard_library() -> None:
     script = (
-        "from time import process_time as now; start = now(); import numpy, asyncio, ssl, logging;"
-        "needed = now() - start; start = now(); import qwen3_embeddings, sys;"
-        "print((now() - start) / needed); print(*sys.modules)"
+        "import sys; before = set(sys.modules); import qwen3_embeddings;"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
     )
-    runs = [
-        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        for _ in range(5)
-    ]
-    lines = [run.stdout.splitlines() for run in runs]
-    assert min(float(ratio) for ratio, _ in lines) < 0.5
-    packages = {module.partition(".")[0] for module in lines[0][1].split()}
-    assert not packages & {"vllm", "torch", "openai", "langchain", "langchain_core", "llama_index"}
-    assert not packages & {"transformers", "sentence_transformers", "httpx", "tqdm", "tokenizers"}
+    command = [sys.executable, "-c", script]
+    packages = set(subprocess.run(command, capture_output=True, text=True).stdout.split())
+    assert packages - sys.stdlib_module_names == {"numpy", "qwen3_embeddings"}
 
 
 def test_models_have_the_published_sizes() -> None:
