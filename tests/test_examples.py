@@ -266,6 +266,7 @@ def test_store_size_above_native_is_refused_with_the_range(run: Run, store: str)
         (2001, "halfvec", True),
         (4000, "halfvec", True),
         (4001, "halfvec", False),
+        (4096, "halfvec", False),
     ],
 )
 def test_pgvector_statements_respect_index_limits(
@@ -274,6 +275,12 @@ def test_pgvector_statements_respect_index_limits(
     statements = example("store_pgvector").statements(dimensions)
     assert f"embedding {kind}({dimensions})" in statements
     assert (f"USING hnsw (embedding {kind}_cosine_ops)" in statements) is indexed
+
+
+@pytest.mark.parametrize("dimensions", [-1, 0, 31, 4097])
+def test_pgvector_size_that_no_model_has_is_refused(dimensions: int) -> None:
+    with pytest.raises(ValueError, match=f"{dimensions} dimensions: the models have 32 to 4,096"):
+        example("store_pgvector").statements(dimensions)
 
 
 def test_pgvector_table_that_is_no_identifier_is_refused() -> None:

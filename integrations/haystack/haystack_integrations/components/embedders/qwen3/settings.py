@@ -37,17 +37,12 @@ class Settings(TypedDict, total=False):
 
 _CLIENT = "Leave it out: YAML cannot hold it. Pass api_base_url and api_key."
 _DOCUMENTS = "It belongs to Qwen3DocumentEmbedder."
-_PROMPT = (
-    "Leave it out: the model has a prompt of its own. Pass an instruction as task or "
-    "query_instruction; for documents {document_instruction}."
-)
 
 ADVICE: Mapping[str, str] = {
     **FOREIGN,
     **dict.fromkeys(("base_url", "api_base", "url"), "Pass api_base_url."),
     **dict.fromkeys(("client", "http_client", "async_client"), _CLIENT),
     **dict.fromkeys(("meta_fields_to_embed", "embedding_separator", "progress_bar"), _DOCUMENTS),
-    **dict.fromkeys(("prefix", "suffix"), _PROMPT),
     **dict.fromkeys(("show_progress", "show_progress_bar"), "Pass progress_bar."),
     "http_client_kwargs": "Pass timeout, default_headers or verify. For a proxy set HTTPS_PROXY.",
     "raise_on_failure": "Leave it out: an error is always raised, and carries what was computed.",
