@@ -23,8 +23,11 @@ PASSAGES = {
 
 def main(model: str | None = None, folder: str | None = None) -> None:
     """Fill a collection, open it again and search it."""
-    client = chromadb.PersistentClient(folder or tempfile.mkdtemp())
-    with Qwen3EmbeddingFunction(model, dimensions=256) as function:
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        chromadb.PersistentClient(folder or temporary) as client,
+        Qwen3EmbeddingFunction(model, dimensions=256) as function,
+    ):
         passages = client.create_collection("passages", embedding_function=function)
         passages.add(ids=list(PASSAGES), documents=list(PASSAGES.values()))
         reopened = client.get_collection("passages")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from contextlib import closing
 
 import pyarrow.dataset as ds
 from pymilvus import MilvusClient
@@ -20,8 +21,11 @@ def main(vectors: str, model: str, query: str, engine: str | None = None) -> Non
     """Fill a collection and print the nearest rows."""
     data = ds.dataset(vectors)
     size = data.schema.field("embedding").type.list_size
-    with tempfile.TemporaryDirectory() as folder, Embedder(model, engine=engine) as embedder:
-        client = MilvusClient(f"{folder}/milvus.db")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(MilvusClient(f"{folder}/milvus.db")) as client,
+        Embedder(model, engine=engine) as embedder,
+    ):
         client.create_collection(
             "passages", dimension=size, id_type="string", max_length=64,
             vector_field_name="embedding", metric_type="COSINE",
@@ -32,7 +36,6 @@ def main(vectors: str, model: str, query: str, engine: str | None = None) -> Non
         (hits,) = client.search("passages", [vector.tolist()], limit=2)
         for hit in hits:
             print(f"{hit['distance']:.3f} {hit['id']}")
-        client.close()
 
 
 if __name__ == "__main__":

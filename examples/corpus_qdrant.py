@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import uuid
+from contextlib import closing
 
 import pyarrow.dataset as ds
 from llama_index.core import VectorStoreIndex
@@ -23,25 +24,27 @@ def main(vectors: str, model: str, query: str, engine: str | None = None) -> Non
     """Fill a collection, then search it with LlamaIndex's vector store."""
     data = ds.dataset(vectors)
     size = data.schema.field("embedding").type.list_size
-    client = QdrantClient(":memory:")
-    client.create_collection(
-        "passages", vectors_config=VectorParams(size=size, distance=Distance.COSINE)
-    )
-    for batch in data.to_batches(batch_size=256):
-        points = [
-            PointStruct(
-                id=str(uuid.uuid5(uuid.NAMESPACE_URL, f"{row['file']}#{row['row']}")),
-                vector=row["embedding"],
-                payload={"text": row["text"], "id": row["id"]},
-            )
-            for row in batch.to_pylist()
-        ]
-        client.upsert("passages", points)
-    store = QdrantVectorStore("passages", client=client)
-    embedding = Qwen3Embedding(model_name=model, engine=engine)
-    index = VectorStoreIndex.from_vector_store(store, embed_model=embedding)
-    for found in index.as_retriever(similarity_top_k=2).retrieve(query):
-        print(f"{found.score:.3f} {found.metadata['id']} {found.text}")
+    with (
+        closing(QdrantClient(":memory:")) as client,
+        Qwen3Embedding(model_name=model, engine=engine) as embedding,
+    ):
+        client.create_collection(
+            "passages", vectors_config=VectorParams(size=size, distance=Distance.COSINE)
+        )
+        for batch in data.to_batches(batch_size=256):
+            points = [
+                PointStruct(
+                    id=str(uuid.uuid5(uuid.NAMESPACE_URL, f"{row['file']}#{row['row']}")),
+                    vector=row["embedding"],
+                    payload={"text": row["text"], "id": row["id"]},
+                )
+                for row in batch.to_pylist()
+            ]
+            client.upsert("passages", points)
+        store = QdrantVectorStore("passages", client=client)
+        index = VectorStoreIndex.from_vector_store(store, embed_model=embedding)
+        for found in index.as_retriever(similarity_top_k=2).retrieve(query):
+            print(f"{found.score:.3f} {found.metadata['id']} {found.text}")
 
 
 if __name__ == "__main__":

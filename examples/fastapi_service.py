@@ -12,9 +12,10 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Annotated
 
 import uvicorn
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Query
 
 from qwen3_embeddings import Embedder, TextError
 
@@ -38,7 +39,9 @@ def make_app(model: str | None = None) -> FastAPI:
     app = FastAPI(lifespan=lifespan)
 
     @app.get("/search")
-    async def search(q: str, k: int = 2) -> list[dict[str, float | str]]:
+    async def search(
+        q: str, k: Annotated[int, Query(ge=1, le=100)] = 2
+    ) -> list[dict[str, float | str]]:
         try:
             vector = await app.state.embedder.aencode_query(q)
         except TextError as error:  # for example over the model's context

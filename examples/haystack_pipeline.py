@@ -28,21 +28,23 @@ DOCUMENTS = [
 def main(model: str | None = None) -> None:
     """Index the documents with their titles, and print the best two for a question."""
     store = InMemoryDocumentStore(embedding_similarity_function="cosine")
-    index = Pipeline()
-    index.add_component("embed", Qwen3DocumentEmbedder(model, meta_fields_to_embed=["title"]))
-    index.add_component("write", DocumentWriter(store))
-    index.connect("embed.documents", "write.documents")
-    index.run({"embed": {"documents": DOCUMENTS}})
+    with (
+        Qwen3DocumentEmbedder(model, meta_fields_to_embed=["title"]) as document_embedder,
+        Qwen3TextEmbedder(model) as text_embedder,
+    ):
+        index = Pipeline()
+        index.add_component("embed", document_embedder)
+        index.add_component("write", DocumentWriter(store))
+        index.connect("embed.documents", "write.documents")
+        index.run({"embed": {"documents": DOCUMENTS}})
 
-    search = Pipeline()
-    search.add_component("embed", Qwen3TextEmbedder(model))
-    search.add_component("retrieve", InMemoryEmbeddingRetriever(store, top_k=2))
-    search.connect("embed.embedding", "retrieve.query_embedding")
-    found = search.run({"embed": {"text": "Why does the sea come in and go out?"}})
+        search = Pipeline()
+        search.add_component("embed", text_embedder)
+        search.add_component("retrieve", InMemoryEmbeddingRetriever(store, top_k=2))
+        search.connect("embed.embedding", "retrieve.query_embedding")
+        found = search.run({"embed": {"text": "Why does the sea come in and go out?"}})
     for document in found["retrieve"]["documents"]:
         print(f"{document.score:.3f} {document.meta['title']}")
-    for pipeline in (index, search):
-        pipeline.get_component("embed").close()
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ PASSAGES = [
 
 def main(model: str | None = None, folder: str | None = None) -> None:
     """Embed the same texts twice and print how many the engine embedded each time."""
-    folder = folder or tempfile.mkdtemp()
-    with Qwen3Embeddings(model=model) as embeddings:
+    with tempfile.TemporaryDirectory() as temporary, Qwen3Embeddings(model=model) as embeddings:
+        folder = folder or temporary
         cached = CacheBackedEmbeddings.from_bytes_store(
             embeddings,
             LocalFileStore(f"{folder}/documents"),

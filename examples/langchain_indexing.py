@@ -2,17 +2,21 @@
 
     python examples/langchain_indexing.py [MODEL]
 
-The record manager remembers what is indexed. Its namespace holds the fingerprint, so another model
-or size indexes everything again. `SQLRecordManager` of langchain-classic keeps it in a database.
+The record manager remembers what the store holds, but not by which model. So both are named by the
+fingerprint: another model, size or document instruction fills another collection. Delete the old
+collection then. To keep them, use `chromadb.PersistentClient`, and `SQLRecordManager` of
+langchain-classic.
 """
 
 from __future__ import annotations
 
 import sys
 
+import chromadb
+from chromadb.api import ClientAPI
+from langchain_chroma import Chroma
 from langchain_core.documents import Document
-from langchain_core.indexing import InMemoryRecordManager, index
-from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_core.indexing import InMemoryRecordManager, RecordManager, index
 from langchain_qwen3_embeddings import Qwen3Embeddings
 
 
@@ -26,12 +30,18 @@ TIDES = page("tides.md", "The tides come twice a day.")
 NEW_TIDES = page("tides.md", "The Moon causes the tides: its gravity pulls the oceans.")
 
 
+def open_index(client: ClientAPI, embeddings: Qwen3Embeddings) -> tuple[Chroma, RecordManager]:
+    """Return the collection of the embeddings' fingerprint, and the record of what it holds."""
+    name = embeddings.fingerprint("document")
+    records = InMemoryRecordManager(namespace=name)
+    records.create_schema()
+    return Chroma(name, embeddings, client=client), records
+
+
 def main(model: str | None = None) -> None:
     """Index three states of a corpus and print what each run did."""
-    with Qwen3Embeddings(model=model) as embeddings:
-        store = InMemoryVectorStore(embeddings)
-        records = InMemoryRecordManager(namespace=f"docs/{embeddings.fingerprint('document')}")
-        records.create_schema()
+    with chromadb.EphemeralClient() as client, Qwen3Embeddings(model=model) as embeddings:
+        store, records = open_index(client, embeddings)
         for corpus in ([BREAD, TIDES], [BREAD, TIDES], [BREAD, NEW_TIDES]):
             before = embeddings.usage.texts
             done = index(

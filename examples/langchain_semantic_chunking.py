@@ -22,10 +22,8 @@ TEXT = (
 
 def main(model: str | None = None) -> None:
     """Print the chunks, one per line."""
-    with Qwen3Embeddings(model=model) as embeddings:
-        splitter = SemanticChunker(
-            embeddings.with_task("similarity"), number_of_chunks=2, buffer_size=0
-        )
+    with Qwen3Embeddings(model=model) as embeddings, embeddings.with_task("similarity") as similar:
+        splitter = SemanticChunker(similar, number_of_chunks=2, buffer_size=0)
         for chunk in splitter.split_text(TEXT):
             print(chunk)
 

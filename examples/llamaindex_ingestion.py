@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 from llama_index.core import Document, VectorStoreIndex
@@ -28,9 +29,13 @@ NEW_TIDES = Document(id_="tides", text="The Moon causes the tides: it pulls the 
 
 def main(model: str | None = None, folder: str | None = None) -> None:
     """Run the pipeline over three states of a corpus; print how many texts were embedded."""
-    folder = folder or tempfile.mkdtemp()
-    with Qwen3Embedding(model) as embedding:
-        store = QdrantVectorStore("documents", client=QdrantClient(":memory:"))
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        closing(QdrantClient(":memory:")) as client,
+        Qwen3Embedding(model) as embedding,
+    ):
+        folder = folder or temporary
+        store = QdrantVectorStore("documents", client=client)
         pipeline = IngestionPipeline(
             transformations=[SentenceSplitter(chunk_size=256, chunk_overlap=0), embedding],
             vector_store=store,

@@ -29,9 +29,9 @@ def sentences(text: str) -> list[str]:
 
 def main(model: str | None = None) -> None:
     """Print the chunks, one per line."""
-    with Qwen3Embedding(model) as embedding:
+    with Qwen3Embedding(model) as embedding, embedding.with_task("similarity") as similar:
         splitter = SemanticSplitterNodeParser(
-            embed_model=embedding.with_task("similarity"),
+            embed_model=similar,
             buffer_size=0,
             breakpoint_percentile_threshold=80,
             sentence_splitter=sentences,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 import lancedb
@@ -28,6 +28,12 @@ PASSAGES = [
 ]
 
 
+@cache
+def open_embedder(model: str, dimensions: int | None) -> Embedder:
+    """Return the one embedder of all objects that LanceDB makes of a stored function."""
+    return Embedder(model, dimensions=dimensions)
+
+
 @register("qwen3")
 class Qwen3EmbeddingFunction(EmbeddingFunction):
     """Qwen3-Embedding. LanceDB does not retry, because the embedder does."""
@@ -36,10 +42,10 @@ class Qwen3EmbeddingFunction(EmbeddingFunction):
     dimensions: int | None = None
     max_retries: int = 0
 
-    @cached_property
+    @property
     def embedder(self) -> Embedder:
         """The embedder; its engine starts at the first call."""
-        return Embedder(self.model, dimensions=self.dimensions)
+        return open_embedder(self.model, self.dimensions)
 
     def ndims(self) -> int:
         """Return the size of the vector column."""

@@ -1,6 +1,7 @@
 """Store vectors of several sizes in Chroma, through LangChain.
 
     python examples/store_chroma.py [MODEL [SIZE ...]]
+    python examples/store_chroma.py MODEL 0 256 128     for the demo model
 
 SIZE is a number of dimensions; 0 is the model's native size. A collection has one size, so each
 size has a collection of its own. The engine is shared.
@@ -24,20 +25,19 @@ QUERY = "Why does the sea come in and go out?"
 
 def main(model: str | None = None, *sizes: str) -> None:
     """Fill and search one collection per size."""
-    client = chromadb.EphemeralClient()
-    with Qwen3Embeddings(model=model) as native:
+    with chromadb.EphemeralClient() as client, Qwen3Embeddings(model=model) as native:
         for size in sizes or ("0", "512", "256"):
-            embeddings = native.model_copy(update={"dimensions": int(size) or None})
-            store = Chroma(
-                collection_name=f"passages-{embeddings.embedding_dimension}",
-                client=client,
-                embedding_function=embeddings,
-                # Chroma's default is the squared Euclidean distance.
-                collection_configuration={"hnsw": {"space": "cosine"}},
-            )
-            store.add_texts(PASSAGES)
-            [(best, distance)] = store.similarity_search_with_score(QUERY, k=1)
-            print(f"{embeddings.embedding_dimension} {1 - distance:.3f} {best.page_content}")
+            with native.model_copy(update={"dimensions": int(size) or None}) as embeddings:
+                store = Chroma(
+                    collection_name=f"passages-{embeddings.embedding_dimension}",
+                    client=client,
+                    embedding_function=embeddings,
+                    # Chroma's default is the squared Euclidean distance.
+                    collection_configuration={"hnsw": {"space": "cosine"}},
+                )
+                store.add_texts(PASSAGES)
+                [(best, distance)] = store.similarity_search_with_score(QUERY, k=1)
+                print(f"{embeddings.embedding_dimension} {1 - distance:.3f} {best.page_content}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Store vectors of several sizes in FAISS, through LangChain.
 
     python examples/store_faiss.py [MODEL [SIZE ...]]
+    python examples/store_faiss.py MODEL 0 256 128     for the demo model
 
 SIZE is a number of dimensions; 0 is the model's native size. All vectors have length 1, so the
 inner product is the cosine.
@@ -28,17 +29,17 @@ def main(model: str | None = None, *sizes: str) -> None:
     """Fill and search one index per size."""
     with Qwen3Embeddings(model=model) as native:
         for size in sizes or ("0", "512", "256"):
-            embeddings = native.model_copy(update={"dimensions": int(size) or None})
-            store = FAISS(
-                embeddings,
-                faiss.IndexFlatIP(embeddings.embedding_dimension),
-                InMemoryDocstore(),
-                index_to_docstore_id={},
-                distance_strategy=DistanceStrategy.MAX_INNER_PRODUCT,
-            )
-            store.add_texts(PASSAGES)
-            [(best, cosine)] = store.similarity_search_with_score(QUERY, k=1)
-            print(f"{embeddings.embedding_dimension} {cosine:.3f} {best.page_content}")
+            with native.model_copy(update={"dimensions": int(size) or None}) as embeddings:
+                store = FAISS(
+                    embeddings,
+                    faiss.IndexFlatIP(embeddings.embedding_dimension),
+                    InMemoryDocstore(),
+                    index_to_docstore_id={},
+                    distance_strategy=DistanceStrategy.MAX_INNER_PRODUCT,
+                )
+                store.add_texts(PASSAGES)
+                [(best, cosine)] = store.similarity_search_with_score(QUERY, k=1)
+                print(f"{embeddings.embedding_dimension} {cosine:.3f} {best.page_content}")
 
 
 if __name__ == "__main__":

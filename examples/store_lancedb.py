@@ -1,6 +1,7 @@
 """Store vectors of several sizes in LanceDB, as columns of one table.
 
     python examples/store_lancedb.py [MODEL [SIZE ...]]
+    python examples/store_lancedb.py MODEL 0 256 128     for the demo model
 
 SIZE is a number of dimensions; 0 is the model's native size. The texts are embedded once: a smaller
 vector is the first part of the larger one, normalized again (`truncate`).

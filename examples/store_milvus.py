@@ -1,6 +1,7 @@
 """Store vectors of several sizes in Milvus Lite, through LangChain.
 
     python examples/store_milvus.py [MODEL [SIZE ...]]
+    python examples/store_milvus.py MODEL 0 256 128     for the demo model
 
 SIZE is a number of dimensions; 0 is the model's native size. Do not set MILVUS_URI to a path in the
 environment: pymilvus reads it and refuses to start. A MilvusClient that opens an existing file must
@@ -27,18 +28,18 @@ def main(model: str | None = None, *sizes: str) -> None:
     """Fill and search one collection per size."""
     with tempfile.TemporaryDirectory() as folder, Qwen3Embeddings(model=model) as native:
         for size in sizes or ("0", "512", "256"):
-            embeddings = native.model_copy(update={"dimensions": int(size) or None})
-            store = Milvus(
-                embedding_function=embeddings,
-                collection_name=f"passages_{embeddings.embedding_dimension}",
-                connection_args={"uri": f"{folder}/milvus.db"},
-                index_params={"index_type": "FLAT", "metric_type": "COSINE"},
-                auto_id=True,
-            )
-            store.add_texts(PASSAGES)
-            [(best, cosine)] = store.similarity_search_with_score(QUERY, k=1)
-            print(f"{embeddings.embedding_dimension} {cosine:.3f} {best.page_content}")
-        store.client.close()
+            with native.model_copy(update={"dimensions": int(size) or None}) as embeddings:
+                store = Milvus(
+                    embedding_function=embeddings,
+                    collection_name=f"passages_{embeddings.embedding_dimension}",
+                    connection_args={"uri": f"{folder}/milvus.db"},
+                    index_params={"index_type": "FLAT", "metric_type": "COSINE"},
+                    auto_id=True,
+                )
+                store.add_texts(PASSAGES)
+                [(best, cosine)] = store.similarity_search_with_score(QUERY, k=1)
+                print(f"{embeddings.embedding_dimension} {cosine:.3f} {best.page_content}")
+                store.client.close()
 
 
 if __name__ == "__main__":

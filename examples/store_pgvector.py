@@ -28,7 +28,12 @@ def statements(dimensions: int, table: str = "passages", kind: str | None = None
         dimensions: size of the vectors; pass the same to the embedder.
         table: name of the table, a plain identifier.
         kind: "vector" or "halfvec"; None chooses by the size.
+
+    Raises:
+        ValueError: no model has the size, or `table` is not an identifier.
     """
+    if not 32 <= dimensions <= 4096:
+        raise ValueError(f"{dimensions} dimensions: the models have 32 to 4,096.")
     if not table.isidentifier():
         raise ValueError(f"{table!r} is not a plain identifier.")
     kind = kind or column_type(dimensions)

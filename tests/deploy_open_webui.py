@@ -28,6 +28,7 @@ import yaml
 from qwen3_embeddings_demo_model import path as demo_model
 
 from conftest import RunningServer, free_port, running_server
+from qwen3_embeddings import Embedder
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = Path(os.environ.get("OPEN_WEBUI", ROOT / ".open-webui")).resolve() / "bin"
@@ -226,7 +227,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def embedding_server(folder: Path) -> Iterator[RunningServer]:
-    """The demo model at its native size, 256."""
+    """The demo model at its native size."""
     with running_server(str(demo_model()), folder / "vllm.log") as running:
         yield running
 
@@ -375,6 +376,7 @@ def test_open_webui_finds_nothing_after_a_changed_size_until_reindexed(
     """Last: the server is replaced by one of 128 dimensions."""
     before = webui.found(knowledge, "how do leaves make sugar")
     assert before
+    native = Embedder(str(demo_model())).embedding_dimension
     smaller = ("--pooler-config", '{"dimensions": 128}')
     with running_server(str(demo_model()), folder / "vllm-128.log", *smaller) as server:
         proxy.upstream = server.base_url.removesuffix("/v1")
@@ -384,7 +386,7 @@ def test_open_webui_finds_nothing_after_a_changed_size_until_reindexed(
         file, _, _ = webui.upload("late.txt", "Snow is frozen rain.")
         refused = webui.add(knowledge, file)
         assert refused.status_code == 400
-        assert "expecting embedding with dimension of 256, got 128" in refused.text
+        assert f"expecting embedding with dimension of {native}, got 128" in refused.text
         assert webui.get("POST", "/knowledge/reindex") is True
         assert webui.found(knowledge, "how do leaves make sugar")[0] == before[0]
     record("A changed size", [

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import qwen3_embeddings_demo_model
+from leases import all_closed
 from load import load
 
 pytestmark = pytest.mark.engine  # too slow for `make test-fast`
@@ -32,7 +33,7 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_example_store_finds_the_passage(
     vectors: Path, store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), all_closed():
         warnings.simplefilter("ignore")
         example(store).main(str(vectors), MODEL, "why does bread dough rise", "reference")
     best, second = capsys.readouterr().out.splitlines()

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import qwen3_embeddings_demo_model
+from leases import all_closed
 from load import load
 
 from conftest import free_port
-from qwen3_embeddings import Embedder
+from qwen3_embeddings import DimensionsError, Embedder
 
 if TYPE_CHECKING:
     from tests.conftest import FaultyServer, Request
@@ -57,10 +58,13 @@ def engine() -> Iterator[Embedder]:
 
 @pytest.fixture
 def run(engine: Embedder, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run an example's `main` with the demo model and return the lines that it printed."""
+    """Run an example's `main` with the demo model and return the lines that it printed.
+
+    Every engine that the example started must be closed then.
+    """
 
     def run_main(name: str, *arguments: str) -> list[str]:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), all_closed():
             warnings.simplefilter("ignore")
             example(name).main(MODEL, *arguments)
         return capsys.readouterr().out.splitlines()
@@ -98,6 +102,30 @@ def test_langchain_indexing_embeds_only_what_changed(run: Run) -> None:
         "added 1, skipped 1, deleted 1, embedded 1",
         "The Moon causes the tides: its gravity pulls the oceans.",
     ]
+
+
+def test_langchain_indexing_of_another_fingerprint_has_a_collection_of_its_own(
+    engine: Embedder,
+) -> None:
+    import chromadb
+    from langchain_core.indexing import index
+    from langchain_qwen3_embeddings import Qwen3Embeddings
+
+    module = example("langchain_indexing")
+    with chromadb.EphemeralClient() as client, Qwen3Embeddings(model=MODEL) as embeddings:
+        update = {"document_instruction": "Represent the document"}  # the size stays the same
+        with embeddings.model_copy(update=update) as other:
+            for each, corpus in (
+                (embeddings, [module.BREAD, module.TIDES]),
+                (other, [module.BREAD]),
+            ):
+                store, records = module.open_index(client, each)
+                index(corpus, records, store, cleanup="full", key_encoder="blake2b")
+                held = store.get(include=["embeddings", "documents"])
+                assert sorted(held["documents"]) == sorted(page.page_content for page in corpus)
+                expected = each.embed_documents(held["documents"])
+                assert np.abs(held["embeddings"] - np.array(expected)).max() < 1e-5
+            assert len(client.list_collections()) == 2
 
 
 # LlamaIndex.
@@ -196,6 +224,18 @@ def test_resume_ingest_without_progress_raises(faulty: FaultyServer) -> None:
         example("resume_ingest").ingest(embedder, ["a text"])
 
 
+@pytest.mark.parametrize(("k", "status"), [(-1, 422), (0, 422), (1, 200), (100, 200), (101, 422)])
+def test_fastapi_service_bounds_the_number_of_passages(
+    engine: Embedder, k: int, status: int
+) -> None:
+    from fastapi.testclient import TestClient
+
+    with TestClient(example("fastapi_service").make_app(MODEL)) as client:
+        answer = client.get("/search", params={"q": QUERY, "k": k})
+    assert answer.status_code == status
+    assert status == 422 or len(answer.json()) == min(k, 3)
+
+
 # Vector stores.
 
 
@@ -212,6 +252,12 @@ def test_store_finds_the_passage_at_every_size(run: Run, store: str, engine: Emb
         assert float(cosine) == pytest.approx(expected, abs=2e-3)
 
 
+@pytest.mark.parametrize("store", ["chroma", "milvus", "qdrant", "lancedb", "faiss"])
+def test_store_size_above_native_is_refused_with_the_range(run: Run, store: str) -> None:
+    with pytest.raises(DimensionsError, match=r"dimensions=512 is out of range: .* 32 to 384"):
+        run(f"store_{store}")
+
+
 @pytest.mark.parametrize(
     ("dimensions", "kind", "indexed"),
     [
@@ -220,6 +266,7 @@ def test_store_finds_the_passage_at_every_size(run: Run, store: str, engine: Emb
         (2001, "halfvec", True),
         (4000, "halfvec", True),
         (4001, "halfvec", False),
+        (4096, "halfvec", False),
     ],
 )
 def test_pgvector_statements_respect_index_limits(
@@ -228,6 +275,12 @@ def test_pgvector_statements_respect_index_limits(
     statements = example("store_pgvector").statements(dimensions)
     assert f"embedding {kind}({dimensions})" in statements
     assert (f"USING hnsw (embedding {kind}_cosine_ops)" in statements) is indexed
+
+
+@pytest.mark.parametrize("dimensions", [-1, 0, 31, 4097])
+def test_pgvector_size_that_no_model_has_is_refused(dimensions: int) -> None:
+    with pytest.raises(ValueError, match=f"{dimensions} dimensions: the models have 32 to 4,096"):
+        example("store_pgvector").statements(dimensions)
 
 
 def test_pgvector_table_that_is_no_identifier_is_refused() -> None:

@@ -29,7 +29,11 @@ CLAIMS = {
         rf"^{preset}: \+\d\.\d\d over the best wrong one, \+\d\.\d\d over none$"
         for preset in ("web_search", "code", "duplicate_question", "chinese_web_search")
     ],
-    "chunk_sizes": [r"^ 2048: \d+ chunks, the longest has 1\d{3} tokens$", r"Most answers"],
+    "chunk_sizes": [
+        r"^3 pages$",
+        r"^ 2048: \d+ chunks, the longest has 1\d{3} tokens$",
+        r"Most answers",
+    ],
     "rag": [r"^\d\.\d\d \[p001\]", r"^Wild yeast .* \[p001\]$", r"caramel -> Heating .* \[p002\]"],
 }
 PLOTS = {"output_size", "instructions", "chunk_sizes"}
@@ -62,7 +66,11 @@ def test_notebook_committed_outputs_are_clean(path: Path) -> None:
     check_outputs(path.stem, notebook)
     assert len(source) < 300_000
     assert not re.search(r"/(work|home|root|usr|tmp)/|site-packages|\\r|Warning", source)
-    assert "Qwen/Qwen3-Embedding-0.6B" in "".join(notebook["cells"][0]["source"])
+    title, model = notebook["cells"][:2]
+    assert title["cell_type"] == "markdown"
+    assert title["source"][0].startswith("# ")
+    assert model["cell_type"] == "code"
+    assert "Qwen/Qwen3-Embedding-0.6B" in "".join(model["source"])
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

@@ -75,7 +75,7 @@ FOREIGN: Mapping[str, str] = {
     **dict.fromkeys(("tiktoken_enabled", "tiktoken_model_name"), _IDS),
     **dict.fromkeys(("allowed_special", "disallowed_special"), _IDS),
     **dict.fromkeys(("prompts", "prompt", "prompt_name", "default_prompt_name"), _INSTRUCTION),
-    **dict.fromkeys(("embed_instruction", "instruction"), _INSTRUCTION),
+    **dict.fromkeys(("embed_instruction", "instruction", "prefix", "suffix"), _INSTRUCTION),
     **dict.fromkeys(("openai_proxy", "proxy", "proxies"), _PROXY),
     **dict.fromkeys(("retry_min_seconds", "retry_max_seconds"), _RETRIES),
     **dict.fromkeys(("multi_process", "parallel_process", "target_devices"), _SEVERAL),

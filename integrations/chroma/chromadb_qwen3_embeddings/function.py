@@ -19,6 +19,7 @@ from qwen3_embeddings.integration import (
     Overflow,
     SupportsSecret,
     show_headers,
+    text_list,
 )
 
 
@@ -109,8 +110,12 @@ class Qwen3EmbeddingFunction(EmbedderHandle, EmbeddingFunction[Documents]):
         Returns:
             A float32 unit vector (dimensions,) for each, in their order. The errors are those of
             `qwen3_embeddings.Embedder.encode_document`.
+
+        Raises:
+            ConfigurationError: `input` is empty. Chroma accepts no empty result.
+            TextTypeError: `input` is one string instead of a list.
         """
-        return list(self._embedder.encode_document(input))
+        return list(self._embedder.encode_document(_some(input)))
 
     def embed_query(self, input: Documents) -> Embeddings:  # noqa: A002
         """Embed queries under the task's instruction.
@@ -119,9 +124,10 @@ class Qwen3EmbeddingFunction(EmbedderHandle, EmbeddingFunction[Documents]):
             input: the queries.
 
         Returns:
-            A float32 unit vector (dimensions,) for each, in their order.
+            A float32 unit vector (dimensions,) for each, in their order. The errors are those of
+            `__call__`.
         """
-        return list(self._embedder.encode_query(input))
+        return list(self._embedder.encode_query(_some(input)))
 
     @staticmethod
     def name() -> str:
@@ -172,3 +178,11 @@ class Qwen3EmbeddingFunction(EmbedderHandle, EmbeddingFunction[Documents]):
                 f"the collection holds vectors of {old}, not of {new}: they cannot be compared. "
                 "Create another collection and add the documents to it."
             )
+
+
+def _some(texts: Documents) -> Documents:
+    """Return a list of texts, or raise what Chroma's own functions raise for an empty one."""
+    items = text_list(texts)
+    if not items:
+        raise ConfigurationError("no texts to embed. Pass a list with at least one.")
+    return items

@@ -11,10 +11,18 @@ import chromadb
 import numpy as np
 import pytest
 import qwen3_embeddings_demo_model
+from chromadb.api.types import Documents, EmbeddingFunction, Embeddings
 from chromadb_qwen3_embeddings import Qwen3EmbeddingFunction
 
 from conftest import RunningServer
-from qwen3_embeddings import ConfigurationError, DimensionsError, Embedder, EngineError, Task
+from qwen3_embeddings import (
+    ConfigurationError,
+    DimensionsError,
+    Embedder,
+    EngineError,
+    Task,
+    TextTypeError,
+)
 
 MODEL = str(qwen3_embeddings_demo_model.path())
 SERVER = "http://127.0.0.1:9/v1"
@@ -151,6 +159,31 @@ def test_update_of_server_and_query_instruction_is_stored(client: Any, tmp_path:
     collection.modify(configuration={"embedding_function": other})
     stored = chromadb.PersistentClient(tmp_path).get_collection("passages")
     assert stored.configuration["embedding_function"] == other
+
+
+class ChromasOwn(EmbeddingFunction[Documents]):
+    """A function with no more than Chroma's base class checks."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, input: Documents) -> Embeddings:  # noqa: A002
+        return [np.ones(2, np.float32) for _ in input]
+
+
+@pytest.mark.parametrize("method", ["__call__", "embed_query"])
+def test_empty_list_is_refused_as_by_chromas_own_functions(method: str) -> None:
+    with pytest.raises(ValueError, match="non-empty"):
+        getattr(ChromasOwn(), method)([])
+    with pytest.raises(ConfigurationError, match="at least one") as caught:
+        getattr(remote(max_retries=0), method)([])
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("method", ["__call__", "embed_query"])
+def test_one_string_is_refused_with_the_list_to_pass(method: str) -> None:
+    with pytest.raises(TextTypeError, match=r"For one text write \[text\]"):
+        getattr(remote(max_retries=0), method)("a text")
 
 
 def test_setting_an_attribute_is_refused() -> None:

@@ -167,6 +167,7 @@ def remote(kind: Any = Qwen3TextEmbedder, **settings: Any) -> Any:
         {"task": Task("products", "Retrieve similar products", symmetric=True)},
         {"query_instruction": "Find the spare part", "document_instruction": "A spare part"},
         {"model": None, "api_key": None, "default_headers": {"X-Tenant": "search"}},
+        {"on_error": "finish", "batch_size": 8, "max_concurrency": 2, "verify": False},
     ],
 )
 def test_yaml_round_trip_makes_an_equal_component(kind: Any, settings: dict[str, Any]) -> None:
@@ -205,6 +206,101 @@ def test_yaml_names_the_variable_of_the_key_and_holds_no_secret(
 def test_dimensions_out_of_range_are_refused_before_anything_starts() -> None:
     with pytest.raises(DimensionsError):
         remote(dimensions=16)
+
+
+@pytest.mark.parametrize("kind", [Qwen3TextEmbedder, Qwen3DocumentEmbedder])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"api_key": KEY}, "api_key is str. Pass a Secret"),
+        ({"api_base_url": 8000}, "api_base_url is int. Pass str"),
+        ({"base_url": SERVER}, "base_url is not an argument here. Pass api_base_url"),
+        ({"prefix": "query: "}, "prefix is not an argument here.*Pass.*query_instruction"),
+        ({"suffix": ""}, "suffix is not an argument here.*Pass.*query_instruction"),
+        ({"truncate_dim": 64}, "Pass dimensions"),
+        ({"organization": "us"}, "OpenAI-Organization"),
+        ({"raise_on_failure": False}, "an error is always raised"),
+        ({"http_client": object()}, "Pass api_base_url and api_key"),
+        ({"dimension": 64}, "The arguments are: model, api_base_url, api_key, dimensions"),
+    ],
+)
+def test_argument_of_another_embedder_is_refused_with_the_one_to_pass(
+    kind: Any, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        remote(kind, **settings)
+    assert KEY not in str(caught.value)
+
+
+def test_arguments_of_documents_are_refused_by_the_text_embedder() -> None:
+    with pytest.raises(ConfigurationError, match="belongs to Qwen3DocumentEmbedder"):
+        remote(meta_fields_to_embed=["title"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"meta_fields_to_embed": "title"}, "meta_fields_to_embed is str. Pass a list"),
+        ({"meta_fields_to_embed": [3]}, "a name in meta_fields_to_embed is int. Pass str"),
+        ({"embedding_separator": 3}, "embedding_separator is int. Pass str"),
+    ],
+)
+def test_fields_of_a_wrong_type_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        remote(Qwen3DocumentEmbedder, **settings)
+
+
+def test_fields_left_at_none_are_no_fields() -> None:
+    data = remote(Qwen3DocumentEmbedder, meta_fields_to_embed=None).to_dict()
+    assert data["init_parameters"]["meta_fields_to_embed"] == []
+
+
+def test_key_written_into_yaml_is_refused_and_not_shown() -> None:
+    data = remote().to_dict()
+    data["init_parameters"]["api_key"] = KEY
+    with pytest.raises(ConfigurationError, match="Pass a Secret") as caught:
+        Qwen3TextEmbedder.from_dict(data)
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [["a"], [], None, 3, Document(content="a")])
+async def test_text_embedder_refuses_what_is_not_a_string(text: Any) -> None:
+    component = remote(max_retries=0)
+    with pytest.raises(TextTypeError, match="For documents use Qwen3DocumentEmbedder"):
+        component.run(text)
+    with pytest.raises(TypeError, match=f"not {type(text).__name__}"):
+        await component.run_async(text)
+
+
+@pytest.mark.parametrize(
+    ("documents", "positions"),
+    [
+        ("a", ()),
+        (None, ()),
+        (PASSAGES[0], ()),
+        (iter(PASSAGES), ()),
+        (["a"], (0,)),
+        ([PASSAGES[0], "a", None], (1, 2)),
+    ],
+)
+async def test_document_embedder_refuses_what_is_not_a_list_of_documents(
+    documents: Any, positions: tuple[int, ...]
+) -> None:
+    component = remote(Qwen3DocumentEmbedder, max_retries=0)
+    with pytest.raises(TextTypeError, match=r"\[Document\(content=text\)\]") as caught:
+        component.run(documents)
+    assert caught.value.positions == positions
+    with pytest.raises(TypeError, match="For a query use Qwen3TextEmbedder"):
+        await component.run_async(documents)
+
+
+@pytest.mark.parametrize("settings", [{}, {"model": None}, {"dimensions": 64}])
+async def test_no_documents_need_no_server(settings: dict[str, Any]) -> None:
+    component = remote(Qwen3DocumentEmbedder, max_retries=0, **settings)
+    result = component.run([])
+    assert result["documents"] == []
+    assert result["meta"]["usage"]["texts"] == 0
+    assert await component.run_async([]) == result
 
 
 def test_setting_an_attribute_is_refused() -> None:

@@ -336,6 +336,7 @@ def test_synonyms_are_accepted(brought: dict[str, Any], own: dict[str, Any]) -> 
         ("batch_size", "Pass embed_batch_size"),
         ("document_instruction", "Pass text_instruction"),
         ("prompts", "query_instruction.*text_instruction"),
+        ("suffix", "query_instruction.*text_instruction"),
         ("show_progress_bar", "show_progress=True"),
         ("repo_id", "Pass model"),
         ("provider", "base_url"),

@@ -161,6 +161,7 @@ def test_synonyms_are_accepted(brought: dict[str, Any], own: dict[str, Any]) -> 
         ("trust_remote_code", "no code of its own|Leave it out"),
         ("prompts", "query_instruction.*document_instruction"),
         ("embed_instruction", "document_instruction"),
+        ("prefix", "query_instruction.*document_instruction"),
         ("normalize", "Leave it out"),
         ("batch_size", "Pass chunk_size"),
         ("multi_process", "serve"),

@@ -10,39 +10,23 @@ import copy
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, TypedDict, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 from haystack import Document, component, default_from_dict, default_to_dict
 from haystack.utils import Secret, deserialize_secrets_inplace
 from haystack.utils.auth import TokenSecret
-
-from qwen3_embeddings import Embedder, Task, Usage
-from qwen3_embeddings.integration import (
-    Dtype,
-    EmbedderHandle,
-    EngineKind,
-    Overflow,
-    show_headers,
-    to_list,
+from haystack_integrations.components.embedders.qwen3.settings import (
+    KEY_VARIABLE,
+    Settings,
+    check_arguments,
+    check_fields,
+    check_kind,
 )
 
-_KEY = Secret.from_env_var("QWEN3_EMBEDDINGS_API_KEY", strict=False)
+from qwen3_embeddings import Embedder, Task, TextTypeError, Usage
+from qwen3_embeddings.integration import EmbedderHandle, show_headers, to_list
 
-
-class Settings(TypedDict, total=False):
-    """Arguments of both components, which mean what they mean in `qwen3_embeddings.Embedder`."""
-
-    dimensions: int | None
-    task: str | Task
-    query_instruction: str | None
-    document_instruction: str | None
-    engine: EngineKind | None
-    dtype: Dtype
-    overflow: Overflow
-    timeout: float | None
-    max_retries: int
-    default_headers: Mapping[str, str] | None
-    engine_kwargs: Mapping[str, Any] | None
+_KEY = Secret.from_env_var(KEY_VARIABLE, strict=False)
 
 
 class _Component(EmbedderHandle):
@@ -60,6 +44,7 @@ class _Component(EmbedderHandle):
         api_key: Secret | None,
         settings: Settings,
     ) -> None:
+        check_arguments(api_base_url, api_key, settings)
         self._settings = settings
         self._api_key = api_key
         self._model, self._api_base_url = model, api_base_url
@@ -157,12 +142,37 @@ class _Component(EmbedderHandle):
         arguments = dict(data.get("init_parameters", {}))
         if isinstance(task := arguments.get("task"), Mapping):
             arguments["task"] = Task(**task)
-        deserialize_secrets_inplace(arguments, ["api_key"])
+        if isinstance(arguments.get("api_key"), Mapping):  # the constructor refuses another kind
+            deserialize_secrets_inplace(arguments, ["api_key"])
         return default_from_dict(cls, data | {"init_parameters": arguments})
 
     def _meta(self, usage: Usage) -> dict[str, Any]:
-        model = self._embedder.model or self._embedder.start().model  # the server has answered
+        model = self._embedder.model
+        if model is None and usage.texts:  # the server has answered
+            model = self._embedder.start().model
         return {"model": model, "usage": dataclasses.asdict(usage)}
+
+
+def _check_text(text: object) -> None:
+    """Raise for what is not a string, as Haystack's own embedders do."""
+    if not isinstance(text, str):
+        raise TextTypeError(
+            f"Qwen3TextEmbedder embeds one string, not {type(text).__name__}. For documents use "
+            "Qwen3DocumentEmbedder."
+        )
+
+
+def _check_documents(documents: object) -> None:
+    """Raise for what is not a list of documents, as Haystack's own embedders do."""
+    advice = "For one text write [Document(content=text)]. For a query use Qwen3TextEmbedder."
+    if not isinstance(documents, (list, tuple)):
+        kind = type(documents).__name__
+        raise TextTypeError(
+            f"Qwen3DocumentEmbedder embeds a list of Documents, not {kind}. {advice}"
+        )
+    if wrong := [i for i, it in enumerate(documents) if not isinstance(it, Document)]:
+        kind = type(documents[wrong[0]]).__name__
+        raise TextTypeError(f"{kind} is not a Document. {advice}", wrong)
 
 
 @component
@@ -179,8 +189,9 @@ class Qwen3TextEmbedder(_Component):
             Without either, vLLM runs in this process.
         api_key: the server's key. Default: the environment's QWEN3_EMBEDDINGS_API_KEY.
         settings: `dimensions`, `task`, `query_instruction`, `document_instruction`, `engine`,
-            `dtype`, `overflow`, `timeout`, `max_retries`, `default_headers` and `engine_kwargs`
-            of `qwen3_embeddings.Embedder`. YAML holds no secret header, such as Authorization.
+            `dtype`, `overflow`, `on_error`, `batch_size`, `max_concurrency`, `timeout`,
+            `max_retries`, `restart_timeout`, `default_headers`, `verify` and `engine_kwargs` of
+            `qwen3_embeddings.Embedder`. YAML holds no secret header, such as Authorization.
 
     Raises:
         ConfigurationError: an argument has a value that cannot work.
@@ -214,6 +225,7 @@ class Qwen3TextEmbedder(_Component):
             The errors are those of `qwen3_embeddings.Embedder.encode_query`.
         """
         usage = Usage()
+        _check_text(text)
         [row] = to_list(self._open().encode_query([text], usage=usage))
         return {"embedding": row, "meta": self._meta(usage)}
 
@@ -221,6 +233,7 @@ class Qwen3TextEmbedder(_Component):
     async def run_async(self, text: str) -> dict[str, Any]:
         """Embed a query like `run`; cancelling drops its text from the engine."""
         usage = Usage()
+        _check_text(text)
         [row] = to_list(await self._open().aencode_query([text], usage=usage))
         return {"embedding": row, "meta": self._meta(usage)}
 
@@ -255,13 +268,14 @@ class Qwen3DocumentEmbedder(_Component):
         *,
         api_base_url: str | None = None,
         api_key: Secret | None = _KEY,
-        meta_fields_to_embed: Sequence[str] = (),
+        meta_fields_to_embed: Sequence[str] | None = None,
         embedding_separator: str = "\n",
         progress_bar: bool = False,
         **settings: Unpack[Settings],
     ) -> None:
+        check_kind("embedding_separator", embedding_separator, str, "str")
+        self._fields = check_fields(meta_fields_to_embed)
         _Component.__init__(self, model, api_base_url, api_key, settings)
-        self._fields = list(meta_fields_to_embed)
         self._separator = embedding_separator
         self._progress_bar = progress_bar
 
@@ -285,10 +299,13 @@ class Qwen3DocumentEmbedder(_Component):
         Returns:
             `documents`, copies with a unit vector as `embedding`, in their order; `meta` with the
             model and the token usage. The errors are those of
-            `qwen3_embeddings.Embedder.encode_document`; one without content is a `TextTypeError`.
+            `qwen3_embeddings.Embedder.encode_document`. A document without content, or what is not
+            a document, is a `TextTypeError`. For no documents nothing is started.
         """
         usage = Usage()
         texts: Any = self._texts(documents)
+        if not texts:  # no server is needed for it
+            return self._embedded([], [], usage)
         rows = self._open().encode_document(texts, show_progress=self._progress_bar, usage=usage)
         return self._embedded(documents, to_list(rows), usage)
 
@@ -297,12 +314,15 @@ class Qwen3DocumentEmbedder(_Component):
         """Embed documents like `run`; cancelling drops their texts from the engine."""
         usage = Usage()
         texts: Any = self._texts(documents)
+        if not texts:
+            return self._embedded([], [], usage)
         rows = await self._open().aencode_document(
             texts, show_progress=self._progress_bar, usage=usage
         )
         return self._embedded(documents, to_list(rows), usage)
 
     def _texts(self, documents: list[Document]) -> list[str | None]:
+        _check_documents(documents)
         return [self._text(document) for document in documents]
 
     def _text(self, document: Document) -> str | None:
