@@ -14,7 +14,7 @@ ANSWERS_PER_SLOT = 2
 """Successful answers that raise the limit by one. A server that accepts few requests at once then
 refuses a quarter to a third of them. With three answers it refuses a fifth, at the same throughput.
 A server that refuses every fifth request for another reason then answers about 2,000 documents/s.
-With three answers it answers 640 (benchmarks/notes/client.md)."""
+With three answers it answers about 900 (benchmarks/notes/client.md)."""
 
 
 class Slots:
