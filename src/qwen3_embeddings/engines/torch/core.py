@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from qwen3_embeddings.engines.scheduling import Limits
@@ -14,6 +14,7 @@ from qwen3_embeddings.engines.torch import batches
 from qwen3_embeddings.engines.torch.graphs import Graphs
 from qwen3_embeddings.engines.torch.model import Qwen3
 from qwen3_embeddings.engines.torch.settings import Settings
+from qwen3_embeddings.vectors import Vectors
 
 STEPS = {"cpu": 1, "cuda": 2}
 """Steps in flight, by type of device."""
@@ -30,7 +31,7 @@ class _Flight:
         source: the tensor the device copies the texts from, which must not be freed before.
     """
 
-    names: Sequence[str]
+    names: list[str]
     rows: torch.Tensor
     done: Any
     source: torch.Tensor
@@ -68,7 +69,7 @@ class Core:
         for request_id in request_ids:
             self._waiting.pop(request_id, None)
 
-    def step(self) -> list[tuple[str, Any]]:
+    def step(self) -> tuple[list[str], Vectors]:
         """Start a step, and return the vectors of the oldest one when no more may be in flight."""
         with torch.inference_mode():
             if self._graphs:
@@ -77,11 +78,11 @@ class Core:
             if names:
                 self._flights.append(self._launch(names))
             if not self._flights or (names and len(self._flights) < self.limits.steps):
-                return []
+                return [], np.empty((0, 0), dtype=np.float32)
             flight = self._flights.popleft()
             if flight.done is not None:
                 flight.done.synchronize()
-            return list(zip(flight.names, flight.rows.unbind(), strict=True))
+            return flight.names, flight.rows.numpy()
 
     def prepare(self) -> bool:
         """Capture the next CUDA graph; return whether more are left."""
@@ -96,7 +97,7 @@ class Core:
         self._waiting.clear()
         del self._model, self._graphs
 
-    def _launch(self, names: Sequence[str]) -> _Flight:
+    def _launch(self, names: list[str]) -> _Flight:
         texts = [self._waiting.pop(name) for name in names]
         size = batches.size_of(texts)
         padded = self._graphs.find(size) if self._graphs else None

@@ -26,6 +26,7 @@ import numpy as np
 from qwen3_embeddings.engines.scheduling import Limits
 from qwen3_embeddings.engines.vllm.defaults import Device
 from qwen3_embeddings.errors import ConfigurationError, MissingDependencyError
+from qwen3_embeddings.vectors import Vectors
 
 logger = logging.getLogger(__name__)
 
@@ -119,10 +120,16 @@ class Core:
         """Drop texts that were added and not answered."""
         self._client.abort_requests(request_ids)
 
-    def step(self) -> list[tuple[str, Any]]:
-        """Compute one step; return the texts that it finished, each with its vector (a tensor)."""
+    def step(self) -> tuple[list[str], Vectors]:
+        """Compute one step; return the texts that it finished, and their vectors in that order."""
+        import torch
+
         outputs = self._client.get_output().outputs
-        return [(output.request_id, output.pooling_output) for output in outputs]
+        if not outputs:
+            return [], np.empty((0, 0), dtype=np.float32)
+        rows = torch.stack([output.pooling_output for output in outputs])
+        names = [output.request_id for output in outputs]
+        return names, rows.to("cpu", torch.float32).numpy()
 
     def prepare(self) -> bool:
         """Return False: nothing is left to prepare."""
