@@ -37,6 +37,7 @@ from qwen3_embeddings.engines.torch import lifecycle as torch_lifecycle
 from qwen3_embeddings.engines.vllm import lifecycle as vllm_lifecycle
 from qwen3_embeddings.engines.vllm.defaults import Device, engine_arguments
 from qwen3_embeddings.tokenizer import load_tokenizer
+from qwen3_embeddings.vectors import Vectors
 
 if TYPE_CHECKING:
     from tests.conftest import RunScript
@@ -249,12 +250,14 @@ def test_dead_engine_raises_with_the_computed_vectors_and_is_replaced(
     expected = embedder.encode_document(texts)
     thread = engine_of(embedder)._thread
     assert thread is not None
-    collect, left = thread._collect, iter(range(60))
+    collect, collected = thread._collect, 0
 
-    def die(request_id: str, vector: object) -> None:
-        if next(left, None) is None:
+    def die(names: list[str], rows: Vectors) -> None:
+        nonlocal collected
+        collected += len(names)
+        if collected > 60:
             raise MemoryError("as if the device were out of memory")
-        collect(request_id, vector)
+        collect(names, rows)
 
     thread._collect = die  # type: ignore[method-assign]
     with pytest.raises(EngineDeadError, match=r"MemoryError.* of 200 texts") as caught:
@@ -478,13 +481,13 @@ def test_query_during_documents_longer_than_a_step_is_answered_first(
 
         def watched(core: object) -> None:
             fill(core)
-            held.append(len(thread._rows))
+            held.append(len(thread._owners))
 
         thread._fill = watched  # type: ignore[method-assign]
         texts = ["word " * 150 + str(i) for i in range(20)]
         with ThreadPoolExecutor(1) as pool:
             documents = pool.submit(embedder.encode_document, texts)
-            while not held:
+            while not held and not documents.done():
                 time.sleep(0.01)
             assert embedder.encode_query(["passes"]).shape == (1, 128)
             assert not documents.done()
@@ -510,7 +513,7 @@ def test_documents_soon_after_a_query_go_in_small_overlapping_steps(
         fresh = {True: 0, False: 0}
         for name, request in core._client.engine_core.scheduler.requests.items():
             if not request.num_computed_tokens:
-                fresh[thread._rows[name][0].urgent] += request.num_tokens
+                fresh[thread._owners[name][0].urgent] += request.num_tokens
         for urgent, tokens in fresh.items():
             given[urgent].append(tokens)
 
