@@ -9,6 +9,8 @@ import asyncio
 import gc
 import json
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -170,6 +172,7 @@ def test_core_dropped_without_a_shutdown_leaves_other_engines_working(
 ) -> None:
     """vLLM's own finalizer destroys the process groups that all cores share."""
     embedder.start()
+    vllm_lifecycle.load({})
     core, *_ = vllm_lifecycle.start(checkpoint, "float32", {"max_num_seqs": 12})
     del core
     gc.unfreeze()
@@ -301,3 +304,34 @@ def test_hook_that_raises_during_a_request_answers_every_caller(
             assert isinstance(given, type(error) | EngineError), given
         broken.clear()
         assert embedder.encode_document(["after"]).shape == (1, 4)
+
+
+FIRST_OF_A_PROCESS = """
+import gc, sys, weakref
+from importlib import import_module
+from qwen3_embeddings import Embedder
+
+checkpoint, kind = sys.argv[1:]
+lifecycle = import_module(f"qwen3_embeddings.engines.{kind}.lifecycle")
+start, cores = lifecycle.start, []
+
+def remember(*settings):
+    result = start(*settings)
+    cores.append(weakref.ref(result[0]))
+    return result
+
+lifecycle.start = remember
+with Embedder(checkpoint, dtype="float32", engine=kind) as embedder:
+    embedder.start()
+    thread = embedder._lease.engine._thread
+thread.join(60)
+gc.collect()
+print("alive" if cores[0]() else "freed")
+"""
+
+
+def test_close_of_the_first_engine_of_a_process_frees_its_core(kind: Kind, checkpoint: str) -> None:
+    """A library keeps an exception of its import, and the exception keeps frames with variables."""
+    command = [sys.executable, "-c", FIRST_OF_A_PROCESS, checkpoint, kind]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert done.stdout.split()[-1:] == ["freed"], done.stderr

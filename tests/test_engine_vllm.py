@@ -273,8 +273,6 @@ def test_dead_engine_raises_with_the_computed_vectors_and_is_replaced(
 def test_dead_engine_answers_every_caller_and_frees_its_memory(
     kind: Kind, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
     few = {"max_num_seqs": 96}
     embedder = Embedder(checkpoint, dtype="float32", engine=kind, engine_kwargs=few)
     built: list[weakref.ref[object]] = []
@@ -295,7 +293,7 @@ def test_dead_engine_answers_every_caller_and_frees_its_memory(
     embedder.start()
     thread = thread_of(embedder)
     with monkeypatch.context() as broken:
-        broken.setattr(torch, "stack", no_memory)
+        broken.setattr(thread, "_collect", no_memory)
         with ThreadPoolExecutor(4) as pool:
             calls = [pool.submit(embedder.encode_document, [f"{i}"]) for i in range(4)]
             for call in calls:

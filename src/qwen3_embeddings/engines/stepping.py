@@ -81,6 +81,13 @@ class Backend(Protocol):
 
     NAME: str
 
+    def load(self, engine_kwargs: dict[str, Any], /) -> None:
+        """Import the libraries of the engine.
+
+        A library may keep an exception of its own import, and with it the frames of all callers.
+        No frame that calls this may hold the core, which could then never be freed.
+        """
+
     def start(
         self, name: str, dtype: str, engine_kwargs: dict[str, Any]
     ) -> tuple[Core, Tokenizer, Served]:
@@ -297,6 +304,7 @@ class _EngineThread(threading.Thread):
         """Start the core, serve, and clean up."""
         try:
             with _turn:
+                self._backend.load(self._settings[2])
                 core, self._tokenizer, served = self._backend.start(*self._settings)
         except BaseException as error:
             with _turn:

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (PyTorch's own name for it)
@@ -91,10 +93,7 @@ class VLLMKernels(TorchKernels):
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         super().__init__(shape)
-        import vllm._custom_ops as ops
-        from vllm.vllm_flash_attn import flash_attn_varlen_func
-
-        self._ops, self._attention = ops, flash_attn_varlen_func
+        self._ops, self._attention = _import_vllm()
         # FlashAttention 3 is for Hopper.
         self._version = 3 if torch.cuda.get_device_capability(device)[0] == 9 else 2
 
@@ -141,6 +140,14 @@ class VLLMKernels(TorchKernels):
         return out
 
 
+def load(wanted: str) -> None:
+    """Import vLLM's kernels if `choose` may use them; it reports what is missing."""
+    may = wanted in ("auto", "vllm") and torch.cuda.is_available()
+    if may and importlib.util.find_spec("vllm"):
+        with contextlib.suppress(ImportError):
+            _import_vllm()
+
+
 def choose(shape: Shape, settings: Settings) -> TorchKernels:
     """Return the kernels that the settings ask for.
 
@@ -170,6 +177,13 @@ def choose(shape: Shape, settings: Settings) -> TorchKernels:
             f"vLLM's kernels cannot be imported ({error}). Leave kernels out, or install vLLM's "
             "build for a GPU."
         ) from error
+
+
+def _import_vllm() -> tuple[Any, Any]:
+    import vllm._custom_ops as ops
+    from vllm.vllm_flash_attn import flash_attn_varlen_func
+
+    return ops, flash_attn_varlen_func
 
 
 def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

@@ -29,12 +29,23 @@ _NO_MEMORY = re.compile(
 and of Python."""
 
 
-def start(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Core, Tokenizer, Served]:
-    """Start a core; also return the model's tokenizer, and what the core serves."""
+def load(engine_kwargs: dict[str, Any]) -> None:
+    """Import PyTorch, and vLLM if its kernels may be used.
+
+    Raises:
+        MissingDependencyError: PyTorch cannot be imported.
+    """
     try:
-        from qwen3_embeddings.engines.torch import architecture, core, model, settings
+        from qwen3_embeddings.engines.torch import core, kernels  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(f"PyTorch cannot be imported ({error}). {INSTALL}") from error
+    kernels.load(engine_kwargs.get("kernels", "auto"))
+
+
+def start(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Core, Tokenizer, Served]:
+    """Start a core; also return the model's tokenizer, and what the core serves."""
+    from qwen3_embeddings.engines.torch import architecture, core, model, settings
+
     revision = settings.check_names(engine_kwargs).get("revision")
     config = checkpoint.read_json(name, "config.json", revision)
     described = models.from_config(name, config)

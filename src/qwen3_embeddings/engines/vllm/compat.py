@@ -53,19 +53,13 @@ class Core:
 
     Raises:
         ConfigurationError: vLLM does not know an argument.
-        MissingDependencyError: vLLM cannot be imported.
     """
 
     def __init__(self, arguments: dict[str, Any]) -> None:
-        quiet()
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        try:
-            from vllm import EngineArgs, PoolingParams
-            from vllm.v1.engine.core_client import InprocClient
-            from vllm.v1.executor import Executor
-        except ImportError as error:
-            raise MissingDependencyError(f"vLLM cannot be imported ({error}). {INSTALL}") from error
+        from vllm import EngineArgs, PoolingParams
+        from vllm.v1.engine.core_client import InprocClient
+        from vllm.v1.executor import Executor
+
         try:
             engine_args = EngineArgs(**arguments)
         except TypeError as error:
@@ -149,6 +143,23 @@ class Core:
         core.model_executor.shutdown()
         core.scheduler.shutdown()
         gc.unfreeze()  # the start has hidden all objects from the garbage collector
+
+
+def load() -> None:
+    """Import vLLM, and keep it quiet.
+
+    Raises:
+        MissingDependencyError: vLLM cannot be imported.
+    """
+    quiet()
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    try:
+        from vllm import EngineArgs, PoolingParams  # noqa: F401
+        from vllm.v1.engine.core_client import InprocClient  # noqa: F401
+        from vllm.v1.executor import Executor  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(f"vLLM cannot be imported ({error}). {INSTALL}") from error
 
 
 def this_device() -> Device:

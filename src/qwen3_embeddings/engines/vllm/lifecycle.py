@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from qwen3_embeddings import checkpoint, models
 from qwen3_embeddings.engines.base import Served
 from qwen3_embeddings.engines.vllm import compat, defaults, oom
-from qwen3_embeddings.errors import MissingDependencyError
 from qwen3_embeddings.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -16,22 +15,25 @@ if TYPE_CHECKING:
 NAME = "vLLM"
 
 
+def load(_engine_kwargs: dict[str, Any]) -> None:
+    """Import vLLM.
+
+    Raises:
+        MissingDependencyError: vLLM cannot be imported.
+    """
+    compat.load()
+
+
 def start(
     name: str, dtype: str, engine_kwargs: dict[str, Any]
 ) -> tuple[compat.Core, Tokenizer, Served]:
     """Start an engine core; also return the model's tokenizer, and what the core serves."""
-    compat.quiet()
-    try:
-        device = compat.this_device()
-    except ImportError as error:
-        said = f"vLLM cannot be imported ({error}). {compat.INSTALL}"
-        raise MissingDependencyError(said) from error
     model = models.describe(name)
     checkpoint.check_weights(name)
     revision = engine_kwargs.get("tokenizer_revision") or engine_kwargs.get("revision")
     tokenizer = load_tokenizer(engine_kwargs.get("tokenizer") or name, revision)
     arguments = {"model": name, "use_tqdm_on_load": False}
-    arguments |= defaults.engine_arguments(model, dtype, device) | engine_kwargs
+    arguments |= defaults.engine_arguments(model, dtype, compat.this_device()) | engine_kwargs
     core = compat.Core(arguments)
     size = model.dimensions
     return core, tokenizer, Served("vllm", name, size, size, core.context)
