@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     option("--dtype", default="auto", help="precision of an engine in this process (auto)")
     option(
         "--engine-kwargs",
-        type=_mapping,
+        type=json_object,
         metavar="JSON",
         help="arguments of an engine in this process",
     )
@@ -75,7 +75,8 @@ def run(options: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
-def _mapping(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """Read the value of an option as a JSON object."""
     try:
         value = json.loads(text)
     except ValueError:

@@ -1,5 +1,7 @@
 """The command ``qwen3-embeddings serve``: vLLM's OpenAI server with the settings for embedding.
 
+With ``--engine torch`` it is this package's own server (`serve_torch`).
+
 The engine's settings are those of the in-process engine. A few more are specific to a server. A
 vLLM option on the command line replaces the setting chosen here.
 """
@@ -52,9 +54,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     """Declare the command and its options among `commands`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "serve",
-        help="start vLLM's OpenAI-compatible server with the settings for embedding",
-        description="Start vLLM's OpenAI-compatible server with the settings for embedding. MODEL "
-        "is a hub id or folder. "
+        help="start an OpenAI-compatible server with the settings for embedding",
+        description="Start vLLM's OpenAI-compatible server with the settings for embedding. With "
+        "--engine torch start this package's own over PyTorch. MODEL is a hub id or folder. "
         "Other options are passed on to vLLM, e.g. --quantization fp8, --data-parallel-size 2, "
         "--served-model-name NAME, --disable-log-stats. Clients need the key in "
         "QWEN3_EMBEDDINGS_API_KEY, if it is set.",
@@ -65,6 +67,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     option = parser.add_argument
+    option("--engine", choices=["vllm", "torch"], default="vllm",
+           help="torch: this package's own server over PyTorch, with no vLLM option except "
+           "--served-model-name, and with --engine-kwargs JSON as in doctor (vllm)")  # fmt: skip
     option("--model", help="hub id or folder, in place of MODEL")
     option("--dimensions", type=int, help=f"dimensions for clients that ask for none, "
            f"{MIN_DIMENSIONS} to native (native)")  # fmt: skip
@@ -81,6 +86,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     """Start the server and wait for its end; return its exit code."""
     _choose_model(options)
+    check_options(options)
+    if options.engine == "torch":
+        from qwen3_embeddings.cli import serve_torch
+
+        return serve_torch.run(options)
     flags = server_flags(options)
     program = _program(options.model)
     environment = {"VLLM_NO_USAGE_STATS": "1"}
@@ -92,6 +102,19 @@ def run(options: argparse.Namespace) -> int:
     if options.host not in LOOPBACK:
         _warn_of_open_routes("VLLM_API_KEY" in environment | os.environ)
     return supervise([*program, *flags], environment | os.environ)
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Check the options of both servers.
+
+    Raises:
+        ConfigurationError: the port is out of range, or a key is on the command line.
+    """
+    if not 1 <= options.port <= 65535:
+        raise ConfigurationError(f"--port {options.port} is not a port. Pass 1 to 65535.")
+    # vLLM accepts abbreviations. Other users of a machine can read its command lines.
+    if any(_bare(word).startswith("api-k") for word in options.vllm_flags if word[:2] == "--"):
+        raise ConfigurationError("--api-key would show the key. Set QWEN3_EMBEDDINGS_API_KEY.")
 
 
 def _choose_model(options: argparse.Namespace) -> None:
@@ -169,12 +192,7 @@ def _given(options: argparse.Namespace, passed: Sequence[str]) -> set[str]:
     Raises:
         ConfigurationError: one of them is refused, or contradicts one of ours.
     """
-    if not 1 <= options.port <= 65535:
-        raise ConfigurationError(f"--port {options.port} is not a port. Pass 1 to 65535.")
     given = {_bare(word) for word in passed if word.startswith("--")}
-    # vLLM accepts abbreviations. Other users of a machine can read its command lines.
-    if any(name.startswith("api-k") for name in given):
-        raise ConfigurationError("--api-key would show the key. Set QWEN3_EMBEDDINGS_API_KEY.")
     if any(word.startswith("--trust") for word in passed):
         raise ConfigurationError(
             "--trust-remote-code runs code from the checkpoint, and no Qwen3-Embedding model has "

@@ -32,6 +32,8 @@ class Served:
         native: native dimensions of the model, the most that can be asked for.
         context: longest input in tokens, end token included; None when the engine does not say.
         strips: whether the engine strips leading and trailing whitespace, which changes the vector.
+        vocabulary: number of token ids that the model has embeddings for; None when the engine does
+            not say.
     """
 
     engine: str
@@ -40,6 +42,7 @@ class Served:
     native: int
     context: int | None
     strips: bool = False
+    vocabulary: int | None = None
 
 
 @dataclass

@@ -55,7 +55,8 @@ def start(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Core, T
     chosen = settings.choose(described, dtype, engine_kwargs)
     loaded = model.load(name, shape, tokenizer.get_vocab_size(), chosen)
     size = described.dimensions
-    served = Served("torch", name, size, size, chosen.max_model_len)
+    vocabulary = len(loaded.table)
+    served = Served("torch", name, size, size, chosen.max_model_len, vocabulary=vocabulary)
     return core.Core(loaded, chosen), tokenizer, served
 
 

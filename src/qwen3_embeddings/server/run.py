@@ -1,0 +1,134 @@
+"""Start the server, and stop it on a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gc
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from qwen3_embeddings.engines.base import Engine, Served
+from qwen3_embeddings.errors import ConfigurationError
+from qwen3_embeddings.server.app import Server
+
+STOP_SECONDS = 20
+"""How long requests in progress may last after the first signal."""
+CLOSE_SECONDS = 10
+"""How long the engine may then take to close."""
+
+
+def run(engine: Engine, make: Callable[[Served], Server], host: str, port: int) -> int:
+    """Serve until SIGTERM, SIGINT or SIGHUP; return the exit code.
+
+    The first signal ends the listening, lets requests in progress finish, and closes the engine. A
+    second one ends the process at once.
+
+    Args:
+        engine: the engine, which is started before the server listens.
+        make: returns the server over the started engine.
+        host: address to listen on.
+        port: TCP port.
+
+    Raises:
+        ConfigurationError: the address cannot be used.
+        Qwen3EmbeddingsError: the engine does not start.
+    """
+    asyncio.run(_serve(engine, make, host, port))
+    return 0
+
+
+async def _serve(engine: Engine, make: Callable[[Served], Server], host: str, port: int) -> None:
+    _cancel_on_signal()
+    async with contextlib.AsyncExitStack() as endings:
+        endings.push_async_callback(engine.close)
+        sockets = bind(host, port)  # before the start, which is longer
+        for listening in sockets:
+            endings.callback(listening.close)
+        with contextlib.suppress(asyncio.CancelledError):
+            server = make(await engine.start())
+            runner = web.AppRunner(
+                server.app(),
+                access_log=None,
+                handler_cancellation=True,  # a client that has gone wants no vectors
+                shutdown_timeout=STOP_SECONDS,
+            )
+            await runner.setup()
+            endings.push_async_callback(runner.cleanup)
+            for listening in sockets:
+                await web.SockSite(runner, listening).start()
+            gc.freeze()  # a full collection of PyTorch's objects would stop all requests
+            shown = f"[{host}]" if ":" in host else host
+            print(f"qwen3-embeddings: listening on http://{shown}:{port}", file=sys.stderr)
+            await asyncio.Event().wait()
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Return one socket for each address of a host, not listening yet.
+
+    Raises:
+        ConfigurationError: the host has no address here, or the port is in use.
+    """
+    sockets = []
+    failed: OSError | None = None
+    try:
+        for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            try:
+                sockets.append(_bound(family, address))
+            except OSError as error:
+                if error.errno not in _ABSENT:
+                    raise
+                failed = error
+        if failed and not sockets:
+            raise failed
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port} ({error.strerror or error}). Choose another --host or "
+            "--port, or end the program that listens there."
+        ) from error
+    return sockets
+
+
+_ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+"""Errors of an address of localhost in a container without IPv6."""
+
+
+def _bound(family: int, address: Any) -> socket.socket:
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # IPv4 has a socket of its own
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _cancel_on_signal() -> None:
+    """Cancel the current task at the first signal, and end the process at the second.
+
+    SIGALRM, whose default action ends the process, limits the time between the two.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    received: list[int] = []
+
+    def stop(number: int) -> None:
+        if received:
+            os._exit(128 + number)
+        received.append(number)
+        signal.alarm(STOP_SECONDS + CLOSE_SECONDS)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # under nohup it is ignored
+            loop.add_signal_handler(number, stop, number)
