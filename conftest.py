@@ -1,4 +1,4 @@
-"""Fixtures for every test of this repository: a small checkpoint, and one real vLLM server."""
+"""Fixtures for every test of this repository: a small checkpoint, and one real server of a kind."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-NEED_ENGINE = {"checkpoint", "engine", "run_script", "server"}
+NEED_ENGINE = {"any_server", "checkpoint", "engine", "run_script", "server", "torch_server"}
 """Fixtures whose tests run a model, and so need vLLM or torch."""
 
 
@@ -91,7 +91,7 @@ def skip_if_fast(config: pytest.Config) -> None:
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A vLLM server of the test checkpoint, in float32, that requires a key."""
+    """A server of the test checkpoint, in float32, that requires a key."""
 
     base_url: str
     api_key: str
@@ -112,9 +112,26 @@ def server(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield running
 
 
+@pytest.fixture(scope="session")
+def torch_server(
+    checkpoint: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    """One real server over the PyTorch engine per session, which starts in seconds."""
+    log = tmp_path_factory.mktemp("torch-server") / "log"
+    with running_server(checkpoint, log, "--engine", "torch") as running:
+        yield running
+
+
+@pytest.fixture(scope="session", params=["server", "torch_server"])
+def any_server(request: pytest.FixtureRequest) -> RunningServer:
+    """Each kind of server in turn."""
+    running: RunningServer = request.getfixturevalue(request.param)
+    return running
+
+
 @contextlib.contextmanager
 def running_server(checkpoint: str, log: Path, *flags: str) -> Iterator[RunningServer]:
-    """`qwen3-embeddings serve`, with further flags for vLLM, until the block ends.
+    """`qwen3-embeddings serve`, with further flags, until the block ends.
 
     On a CPU vLLM would run the model in a third process, which starts as slowly as the other two.
     Here the engine's process runs it. tests/test_serve.py has a server with all three.
@@ -132,26 +149,29 @@ def running_server(checkpoint: str, log: Path, *flags: str) -> Iterator[RunningS
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     try:
-        wait_until_healthy(running.base_url.removesuffix("/v1"), process, log)
+        wait_until_healthy(running.base_url.removesuffix("/v1"), process, log, key=running.api_key)
         yield running
     finally:
         process.terminate()
         process.wait(timeout=30)
 
 
-def wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_healthy(
+    url: str, process: subprocess.Popen[bytes], log: Path, *, key: str = ""
+) -> None:
     """Wait for `/health`, or fail with the end of the server's log."""
     import httpx
 
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if httpx.get(f"{url}/health").status_code == 200:
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            if httpx.get(f"{url}/health", headers=headers).status_code == 200:
                 return
         except httpx.TransportError:
             time.sleep(0.5)
     process.kill()
-    raise RuntimeError(f"the vLLM server did not start:\n{log.read_text(errors='replace')[-4000:]}")
+    raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-4000:]}")
 
 
 def free_port() -> int:

@@ -98,6 +98,20 @@ def remote(server: RunningServer) -> Iterator[Embedder]:
 
 
 @pytest.fixture(scope="session")
+def torch_remote(torch_server: RunningServer) -> Iterator[Embedder]:
+    """Return an embedder of the real server over the PyTorch engine."""
+    with Embedder(base_url=torch_server.base_url, api_key=torch_server.api_key) as shared:
+        yield shared
+
+
+@pytest.fixture(scope="session")
+def any_remote(any_server: RunningServer) -> Iterator[Embedder]:
+    """Return an embedder of each kind of server in turn."""
+    with Embedder(base_url=any_server.base_url, api_key=any_server.api_key) as shared:
+        yield shared
+
+
+@pytest.fixture(scope="session")
 def wrong_server(
     checkpoint: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:

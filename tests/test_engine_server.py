@@ -1,4 +1,4 @@
-"""The client against a real vLLM server, and against answers that one does not give on demand."""
+"""The client against real servers, and against answers that one does not give on demand."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from qwen3_embeddings.engines.openai.wire import FORMATS
 from qwen3_embeddings.models import END_TOKEN
 from qwen3_embeddings.prompts import instruct
 
-# A real server.
+# Real servers: vLLM's, and this package's own.
 
 
 def connect(server: RunningServer, **arguments: Any) -> Embedder:
@@ -60,21 +60,21 @@ def spoken(embedder: Embedder) -> str:
 
 
 def test_start_real_server_learns_model_sizes_and_wire_format(
-    server: RunningServer, remote: Embedder
+    any_server: RunningServer, any_remote: Embedder
 ) -> None:
-    served = remote.start()
+    served = any_remote.start()
     assert (served.engine, served.model) == ("server", "tiny")
     assert (served.dimensions, served.native, served.context) == (128, 128, 2048)
-    assert spoken(remote) == "bytes_only"
+    assert spoken(any_remote) == "bytes_only"
 
 
-def test_encode_document_every_wire_format_of_vllm_returns_equal_vectors(
-    server: RunningServer, remote: Embedder, texts: list[str]
+def test_encode_document_every_wire_format_returns_equal_vectors(
+    any_server: RunningServer, any_remote: Embedder, texts: list[str]
 ) -> None:
     """A decoder that mistakes one format for another returns garbage."""
-    expected = remote.encode_document(texts)
+    expected = any_remote.encode_document(texts)
     for wire in FORMATS:
-        embedder = connect(server, default_headers={"X-Wire": wire})
+        embedder = connect(any_server, default_headers={"X-Wire": wire})
         embedder.start()
         embedder._lease.engine.endpoint.wire_format = wire  # type: ignore[attr-defined]
         np.testing.assert_allclose(embedder.encode_document(texts), expected, atol=2e-6)
@@ -82,16 +82,16 @@ def test_encode_document_every_wire_format_of_vllm_returns_equal_vectors(
 
 
 def test_start_model_given_by_path_of_weights_is_found(
-    server: RunningServer, checkpoint: str
+    any_server: RunningServer, checkpoint: str
 ) -> None:
-    assert connect(server, model=checkpoint).start().model == "tiny"
+    assert connect(any_server, model=checkpoint).start().model == "tiny"
 
 
-def test_errors_of_a_real_server_name_the_fix(server: RunningServer) -> None:
+def test_errors_of_a_real_server_name_the_fix(any_server: RunningServer) -> None:
     with pytest.raises(AuthenticationError, match="QWEN3_EMBEDDINGS_API_KEY"):
-        connect(server, api_key="wrong").encode_query(["x"])
+        connect(any_server, api_key="wrong").encode_query(["x"])
     with pytest.raises(ModelNotFoundError, match="'tiny'"):
-        connect(server, model="other").encode_query(["x"])
+        connect(any_server, model="other").encode_query(["x"])
     with pytest.raises(ServerConnectionError, match="base_url"):
         Embedder(base_url=f"http://127.0.0.1:{free_port()}", max_retries=0).encode_query(["x"])
     for host in ("xn--", "a" * 300):  # not host names, which shows only at the look-up
@@ -100,25 +100,25 @@ def test_errors_of_a_real_server_name_the_fix(server: RunningServer) -> None:
     with pytest.raises(ConfigurationError, match="not a URL"):
         Embedder(base_url="http://local host")
     with pytest.raises(ServerResponseError, match="/v1"):
-        connect(server, base_url=server.base_url + "/chat").encode_query(["x"])
+        connect(any_server, base_url=any_server.base_url + "/chat").encode_query(["x"])
     with pytest.raises(DimensionsError, match="32 to 128"):
-        connect(server, dimensions=512).encode_query(["x"])
+        connect(any_server, dimensions=512).encode_query(["x"])
 
 
-def test_encode_document_text_over_the_context_is_named(remote: Embedder) -> None:
+def test_encode_document_text_over_the_context_is_named(any_remote: Embedder) -> None:
     with pytest.raises(TextTooLongError) as caught:
-        remote.encode_document(["fine"] * 100 + ["long " * 3000])
+        any_remote.encode_document(["fine"] * 100 + ["long " * 3000])
     assert caught.value.positions == (100,)
 
 
-def test_encode_query_threads_and_coroutines_return_equal_vectors(remote: Embedder) -> None:
-    expected = remote.encode_query([f"text {i}" for i in range(200)])
+def test_encode_query_threads_and_coroutines_return_equal_vectors(any_remote: Embedder) -> None:
+    expected = any_remote.encode_query([f"text {i}" for i in range(200)])
     with ThreadPoolExecutor(32) as pool:
-        rows = list(pool.map(lambda i: remote.encode_query([f"text {i}"])[0], range(32)))
+        rows = list(pool.map(lambda i: any_remote.encode_query([f"text {i}"])[0], range(32)))
     np.testing.assert_allclose(rows, expected[:32], atol=2e-6)
 
     async def burst() -> np.ndarray:
-        calls = (remote.aencode_query([f"text {i}"]) for i in range(200))
+        calls = (any_remote.aencode_query([f"text {i}"]) for i in range(200))
         return np.concatenate(await asyncio.gather(*calls))
 
     for _ in range(5):
@@ -216,10 +216,10 @@ FORK = """
 """
 
 
-def test_forked_child_shares_no_connection(server: RunningServer) -> None:
+def test_forked_child_shares_no_connection(any_server: RunningServer) -> None:
     """With a shared connection both sides would read each other's answers."""
     script = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FORK)]
-    command = [*script, server.base_url, server.api_key]
+    command = [*script, any_server.base_url, any_server.api_key]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
 

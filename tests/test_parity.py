@@ -10,7 +10,7 @@ import pytest
 from qwen3_embeddings import Embedder, truncate
 from qwen3_embeddings.vectors import Vectors
 
-ENGINES = ["embedder", "torch_embedder", "remote"]
+ENGINES = ["embedder", "torch_embedder", "remote", "torch_remote"]
 ROLES = ["query", "document"]
 
 
@@ -24,8 +24,8 @@ def worst_cosine(one: Vectors, other: Vectors) -> float:
 
 def resized(request: pytest.FixtureRequest, engine: str, dimensions: int) -> Embedder:
     """The session's engine under another size; equal arguments share it."""
-    if engine == "remote":
-        server = request.getfixturevalue("server")
+    if engine.endswith("remote"):
+        server = request.getfixturevalue(engine.replace("remote", "server"))
         return Embedder(base_url=server.base_url, api_key=server.api_key, dimensions=dimensions)
     checkpoint = request.getfixturevalue("checkpoint")
     kind = "torch" if engine == "torch_embedder" else "vllm"
@@ -100,7 +100,7 @@ def test_bfloat16_equals_the_reference(
 def test_overflow_equals_the_reference(
     overflow: str, dimensions: int | None, checkpoint: str, request: pytest.FixtureRequest
 ) -> None:
-    server = request.getfixturevalue("server")
+    servers = [request.getfixturevalue(name) for name in ("server", "torch_server")]
     texts = ["short", "many words " * 600, "数据库" * 1500, "exact"]
     engines = [
         *(
@@ -113,11 +113,14 @@ def test_overflow_equals_the_reference(
             )
             for kind in ("vllm", "torch")
         ),
-        Embedder(
-            base_url=server.base_url,
-            api_key=server.api_key,
-            overflow=overflow,
-            dimensions=dimensions,
+        *(
+            Embedder(
+                base_url=server.base_url,
+                api_key=server.api_key,
+                overflow=overflow,
+                dimensions=dimensions,
+            )
+            for server in servers
         ),
     ]
     yardstick = Embedder(checkpoint, dtype="float32", overflow=overflow, engine="reference")

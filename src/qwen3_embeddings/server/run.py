@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from aiohttp import web
@@ -50,24 +50,29 @@ async def _serve(engine: Engine, make: Callable[[Served], Server], host: str, po
     async with contextlib.AsyncExitStack() as endings:
         endings.push_async_callback(engine.close)
         sockets = bind(host, port)  # before the start, which is longer
-        for listening in sockets:
-            endings.callback(listening.close)
+        for bound in sockets:
+            endings.callback(bound.close)
         with contextlib.suppress(asyncio.CancelledError):
             server = make(await engine.start())
-            runner = web.AppRunner(
-                server.app(),
-                access_log=None,
-                handler_cancellation=True,  # a client that has gone wants no vectors
-                shutdown_timeout=STOP_SECONDS,
-            )
-            await runner.setup()
-            endings.push_async_callback(runner.cleanup)
-            for listening in sockets:
-                await web.SockSite(runner, listening).start()
+            endings.push_async_callback((await listen(server, sockets)).cleanup)
             gc.freeze()  # a full collection of PyTorch's objects would stop all requests
             shown = f"[{host}]" if ":" in host else host
             print(f"qwen3-embeddings: listening on http://{shown}:{port}", file=sys.stderr)
             await asyncio.Event().wait()
+
+
+async def listen(server: Server, sockets: Iterable[socket.socket]) -> web.AppRunner:
+    """Answer requests on bound sockets until `cleanup` of what is returned."""
+    runner = web.AppRunner(
+        server.app(),
+        access_log=None,
+        handler_cancellation=True,  # a client that has gone wants no vectors
+        shutdown_timeout=STOP_SECONDS,
+    )
+    await runner.setup()
+    for bound in sockets:
+        await web.SockSite(runner, bound).start()
+    return runner
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
