@@ -17,6 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from qwen3_embeddings import __version__
 from qwen3_embeddings.engines.base import Engine, Served, Usage
 from qwen3_embeddings.errors import Qwen3EmbeddingsError, TextError
+from qwen3_embeddings.event_loop import in_thread
 from qwen3_embeddings.redaction import Secret
 from qwen3_embeddings.server import wire
 from qwen3_embeddings.server.metrics import Metrics
@@ -73,7 +74,7 @@ class Server:
 
     # Routes.
 
-    async def embeddings(self, request: web.Request) -> web.Response:
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
         """Embed texts."""
         fields = await _fields(request)
         wire.check_model(fields, self._names)
@@ -81,9 +82,13 @@ class Server:
         usage = Usage()
         with self._metrics.in_progress(len(texts.prompts)):
             rows = await self._engine.embed(texts.prompts, texts.dimensions, texts.urgent, usage)
-        body, kind = wire.answer(normalize(rows), texts.form, self._listed[0], usage.tokens)
+        # NumPy releases the interpreter's lock, so many rows do not stop the event loop.
+        unit = await in_thread(normalize, rows) if rows.size > wire.BLOCK else normalize(rows)
+        blocks, kind = await wire.answer(unit, texts.form, self._listed[0], usage.tokens)
         self._metrics.embedded(usage)
-        return web.Response(body=body, content_type=kind)
+        if len(blocks) == 1:
+            return web.Response(body=blocks[0], content_type=kind)
+        return await _send(request, blocks, kind)
 
     async def models(self, _: web.Request) -> web.Response:
         """List the model, once per name."""
@@ -154,6 +159,8 @@ class Server:
             return _refuse(
                 RequestError(_HTTP.get(error.status, error.reason), error.status), allowed
             )
+        except ConnectionError:  # the client has gone
+            raise
         except Exception:
             logger.exception("a request to %s failed", request.path)
             return _refuse(RequestError("the server failed. Look into its log.", 500))
@@ -194,6 +201,17 @@ async def _fields(request: web.Request) -> dict[str, Any]:
     if request.content_type != "application/json":
         raise RequestError("the content type is not application/json.", 415)
     return wire.read_object(await request.read())
+
+
+async def _send(request: web.Request, blocks: list[bytes], kind: str) -> web.StreamResponse:
+    """Send a large body block by block. As a whole, aiohttp would copy it on the event loop."""
+    response = web.StreamResponse()
+    response.content_type = kind
+    response.content_length = sum(map(len, blocks))
+    await response.prepare(request)
+    for block in blocks:
+        await response.write(block)
+    return response
 
 
 def _json(value: object) -> web.Response:
