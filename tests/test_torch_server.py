@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gzip
 import importlib.util
 import json
+import logging
 import os
 import re
 import signal
@@ -197,6 +199,7 @@ def test_model_is_found_by_its_names(
         ({"input": [[5] * 2049]}, 400, "input[0] is longer than this model's maximum", "input"),
         ({"input": "a", "model": "other"}, 404, "does not exist here. Served: tiny", "model"),
         ({"input": "a", "model": 3}, 404, "the model does not exist", "model"),
+        ({"input": "a", "model": ["tiny"]}, 404, "the model does not exist", "model"),
         ({"input": "a", "dimensions": 31}, 400, "32 to 128", "dimensions"),
         ({"input": "a", "dimensions": 129}, 400, "32 to 128", "dimensions"),
         ({"input": "a", "dimensions": "64"}, 400, "is a str", "dimensions"),
@@ -266,6 +269,15 @@ def test_embeddings_with_another_content_type_is_refused(client: httpx.Client) -
     headers = {"Content-Type": "text/plain"}
     answer = client.post("/v1/embeddings", content=b'{"input": "a"}', headers=headers)
     assert answer.status_code == 415
+
+
+def test_embeddings_with_a_broken_encoding_is_refused(client: httpx.Client) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    answer = client.post("/v1/embeddings", content=b"not gzip", headers=headers)
+    assert answer.status_code == 400
+    assert "Content-Encoding" in answer.json()["error"]["message"]
+    packed = gzip.compress(b'{"input": "a"}')
+    assert client.post("/v1/embeddings", content=packed, headers=headers).status_code == 200
 
 
 def test_tokenize_without_a_text_is_refused(client: httpx.Client) -> None:
@@ -498,6 +510,26 @@ def test_key_is_in_no_repr(engine: TorchEngine) -> None:
     served = asyncio.run(engine.start())
     server = Server(engine, served, ["tiny"], key=Secret(KEY))
     assert KEY not in repr(server) + repr(vars(server))
+
+
+async def test_requests_that_are_not_http_leave_no_key_in_the_log(
+    engine: TorchEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    requests = [
+        f"GET /health HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer \0{KEY}\r\n\r\n",
+        f"GET /health HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {KEY * 1000}\r\n\r\n",
+        f"GET /{KEY} HTTP/1.1\r\nHost h\r\n\r\n",
+    ]
+    async with serving(engine, key=Secret(KEY)) as client:
+        for request in requests:
+            reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
+            writer.write(request.encode())
+            assert b" 400 Bad Request" in await reader.readline()
+            writer.close()
+        headers = {"Authorization": f"Bearer {KEY}"}
+        assert (await client.get("/health", headers=headers)).status_code == 200
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert KEY not in caplog.text
 
 
 # The process.

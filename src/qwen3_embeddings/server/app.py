@@ -27,7 +27,7 @@ from qwen3_embeddings.vectors import normalize
 logger = logging.getLogger(__name__)
 
 MOST_BYTES = 64 << 20
-"""Largest request body: 2,048 texts of the whole context would be about as large."""
+"""Largest request body, decompressed: 2,048 texts of 32 KiB each."""
 HEALTH_SECONDS = 1.0
 """How long ``/health`` waits for an engine that is starting."""
 CANCELLED = 499
@@ -56,7 +56,7 @@ class Server:
     ) -> None:
         self._engine, self._served, self._dimensions = engine, served, dimensions
         self._listed = list(names)
-        self._names = {*names, served.model}
+        self._names = list(dict.fromkeys([*names, served.model]))
         self._key = key
         self._metrics = Metrics(names[0])
         self._since = int(time.time())
@@ -159,6 +159,8 @@ class Server:
             return _refuse(
                 RequestError(_HTTP.get(error.status, error.reason), error.status), allowed
             )
+        except web.RequestPayloadError:
+            return _refuse(_UNREADABLE)
         except ConnectionError:  # the client has gone
             raise
         except Exception:
@@ -184,6 +186,7 @@ _UNAUTHORIZED = RequestError(
 _ENGINE_FAILED = RequestError(
     "the engine failed, and is started again by the next request. Look into the server's log.", 503
 )
+_UNREADABLE = RequestError("the body does not match its Content-Encoding or Transfer-Encoding.")
 _HTTP = {
     404: "there is no such route. The API's root is /v1.",
     405: "this route does not have this method.",

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import logging
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from qwen3_embeddings.engines.base import Engine, Served
 from qwen3_embeddings.errors import ConfigurationError
@@ -23,6 +25,22 @@ STOP_SECONDS = 20
 """How long requests in progress may last after the first signal."""
 CLOSE_SECONDS = 10
 """How long the engine may then take to close."""
+BACKLOG = 2048
+"""Connections that may wait to be accepted, as with uvicorn. When 256 callers connect at once, each
+one over asyncio's default of 100 tries again after a second."""
+
+
+class _NotMalformed(logging.Filter):
+    """Drops aiohttp's reports of requests that are not HTTP. They quote headers, even a key."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record may be logged."""
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
+
+
+_http_logger = logging.getLogger(__name__)
+_http_logger.addFilter(_NotMalformed())
 
 
 def run(engine: Engine, make: Callable[[Served], Server], host: str, port: int) -> int:
@@ -66,12 +84,13 @@ async def listen(server: Server, sockets: Iterable[socket.socket]) -> web.AppRun
     runner = web.AppRunner(
         server.app(),
         access_log=None,
+        logger=_http_logger,
         handler_cancellation=True,  # a client that has gone wants no vectors
         shutdown_timeout=STOP_SECONDS,
     )
     await runner.setup()
     for bound in sockets:
-        await web.SockSite(runner, bound).start()
+        await web.SockSite(runner, bound, backlog=BACKLOG).start()
     return runner
 
 

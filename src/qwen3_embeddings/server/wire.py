@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,7 +129,7 @@ def check_fixed(fields: dict[str, Any]) -> None:
             )
 
 
-def check_model(fields: dict[str, Any], names: Collection[str]) -> None:
+def check_model(fields: dict[str, Any], names: Sequence[str]) -> None:
     """Check the model that a request names; without a name it means the served one.
 
     Raises:
