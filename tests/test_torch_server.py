@@ -12,8 +12,10 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,13 +35,17 @@ from safetensors.numpy import load_file, save_file
 from conftest import RunningServer, free_port, wait_until_healthy
 from qwen3_embeddings import Embedder, TextRefusedError, truncate
 from qwen3_embeddings.cli.main import main
+from qwen3_embeddings.engines.base import Served
+from qwen3_embeddings.engines.openai import wire as client_wire
 from qwen3_embeddings.engines.torch import lifecycle
 from qwen3_embeddings.engines.torch.engine import TorchEngine
 from qwen3_embeddings.redaction import Secret
 from qwen3_embeddings.server import run as running
+from qwen3_embeddings.server import wire
 from qwen3_embeddings.server.app import MOST_BYTES, Server
-from qwen3_embeddings.server.wire import MOST_TEXTS
+from qwen3_embeddings.server.wire import FORMATS, MOST_TEXTS
 from qwen3_embeddings.testing import write_checkpoint
+from qwen3_embeddings.vectors import normalize
 
 KEY = "sesame-street-789"
 ROOT = Path(__file__).parents[1]
@@ -67,6 +73,10 @@ def metrics(text: str) -> dict[str, dict[tuple[str, ...], float]]:
             values = tuple(value for _, value in sorted(sample.labels.items()))
             found.setdefault(sample.name, {})[values] = sample.value
     return found
+
+
+def texts_in_progress(text: str) -> float:
+    return metrics(text)["qwen3_embeddings_texts_in_progress"][()]
 
 
 # Clients.
@@ -351,7 +361,8 @@ async def serving(engine: TorchEngine, **arguments: Any) -> AsyncIterator[httpx.
     server = Server(engine, await engine.start(), ["tiny", "other"], **arguments)
     runner = await running.listen(server, running.bind("127.0.0.1", port))
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        url, limits = f"http://127.0.0.1:{port}", httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
             yield client
     finally:
         await runner.cleanup()
@@ -393,6 +404,84 @@ async def test_query_is_answered_before_documents_of_an_earlier_request(
         assert query.status_code == 200
         assert not slow.done(), "the query waited for every document"
         assert (await slow).status_code == 200
+
+
+async def test_concurrent_single_texts_share_steps(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qwen3_embeddings.engines.torch.core import Core
+
+    engine = TorchEngine(checkpoint, dtype="float32")
+    steps: list[int] = []
+    may_go = threading.Event()
+    step = Core.step
+
+    def counted(core: Core) -> Any:
+        may_go.wait(30)  # the first step begins with one text; the others come meanwhile
+        steps.append(len(core._waiting))
+        return step(core)
+
+    async def post(i: int) -> httpx.Response:
+        return await client.post("/v1/embeddings", json={"input": f"text {i}"})
+
+    try:
+        async with serving(engine) as client:
+            monkeypatch.setattr(Core, "step", counted)
+            requests = [asyncio.create_task(post(i)) for i in range(256)]
+            while texts_in_progress((await client.get("/metrics")).text) < len(requests):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            may_go.set()
+            answers = await asyncio.gather(*requests)
+    finally:
+        may_go.set()
+        await engine.close()
+    assert {answer.status_code for answer in answers} == {200}
+    assert sum(steps) == len(requests)
+    assert len(steps) <= 4, steps
+
+
+@pytest.mark.parametrize("form", FORMATS)
+async def test_large_response_is_written_in_blocks_and_others_run_between(form: str) -> None:
+    rows = np.random.default_rng(0).standard_normal((2000, 1024), dtype=np.float32)
+    answer = asyncio.create_task(wire.answer(rows, form, "tiny", 7))
+    turns = 0
+    while not answer.done():
+        await asyncio.sleep(0)
+        turns += 1
+    blocks, kind = await answer
+    assert turns >= len(blocks) == 32
+    received = client_wire.read(b"".join(blocks), kind, len(rows))
+    np.testing.assert_allclose(received.vectors, rows, rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+async def test_large_response_arrives_whole(
+    form: str, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.random.default_rng(0).standard_normal((MOST_TEXTS, 1024), dtype=np.float32)
+    async with serving(engine) as client:
+        monkeypatch.setattr(engine, "embed", lambda *_: asyncio.sleep(0, rows))
+        body = {"input": ["a"] * MOST_TEXTS, "encoding_format": form}
+        answer = await client.post("/v1/embeddings", json=body)
+    received = client_wire.read(answer.content, answer.headers["content-type"], MOST_TEXTS)
+    np.testing.assert_allclose(received.vectors, normalize(rows), atol=1e-6)
+    assert answer.headers["content-length"] == str(len(answer.content))
+
+
+def test_listen_many_connections_wait_to_be_accepted(engine: TorchEngine) -> None:
+    """With too short a backlog the kernel would drop some, and clients try again a second later."""
+    port = free_port()
+
+    async def listen_and_accept_nothing() -> None:
+        server = Server(engine, Served("torch", "tiny", 128, 128, 2048), ["tiny"])
+        runner = await running.listen(server, running.bind("127.0.0.1", port))
+        with contextlib.ExitStack() as connections:
+            for _ in range(300):  # the event loop stands still meanwhile
+                connected = socket.create_connection(("127.0.0.1", port), timeout=0.9)
+                connections.enter_context(connected)
+        await runner.cleanup()
+
+    asyncio.run(listen_and_accept_nothing())
 
 
 async def test_client_that_disconnects_drops_its_texts(engine: TorchEngine) -> None:
@@ -561,8 +650,7 @@ MANY = {"input": [f"document {i} " * 50 for i in range(150)], "dimensions": 32}
 
 
 def in_progress(client: httpx.Client) -> bool:
-    found = metrics(client.get("/metrics").text)
-    return found["qwen3_embeddings_texts_in_progress"][()] > 0
+    return texts_in_progress(client.get("/metrics").text) > 0
 
 
 def listens(client: httpx.Client) -> bool:

@@ -27,7 +27,7 @@ CLOSE_SECONDS = 10
 """How long the engine may then take to close."""
 BACKLOG = 2048
 """Connections that may wait to be accepted, as with uvicorn. When 256 callers connect at once, each
-one over asyncio's default of 100 tries again after a second."""
+one over aiohttp's default of 128 tries again after a second."""
 
 
 class _NotMalformed(logging.Filter):
