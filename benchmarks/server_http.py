@@ -65,9 +65,7 @@ class NullCore:
     context = 32768
 
     def __init__(self, size: int) -> None:
-        import torch
-
-        self._row = torch.from_numpy(vectors(1, size)[0])
+        self._rows = vectors(self.limits.texts, size)
         self._waiting: list[str] = []
 
     def add(self, request_id: str, ids: list[int]) -> None:
@@ -77,10 +75,10 @@ class NullCore:
     def abort(self, request_ids: list[str]) -> None:
         """Do nothing."""
 
-    def step(self) -> list[tuple[str, Any]]:
+    def step(self) -> tuple[list[str], Vectors]:
         """Answer all texts."""
         waiting, self._waiting = self._waiting, []
-        return [(name, self._row) for name in waiting]
+        return waiting, self._rows[: len(waiting)]
 
     def prepare(self) -> bool:
         """Do nothing."""
