@@ -51,7 +51,7 @@ class Metrics:
         self._texts = Counter(prefix + "texts", "Texts that were embedded.", registry=registry)
         self._tokens = Counter(prefix + "tokens", "Tokens of these texts.", registry=registry)
         self._in_progress = Gauge(
-            prefix + "texts_in_progress", "Texts received and not answered.", registry=registry
+            prefix + "texts_in_progress", "Texts received and not embedded yet.", registry=registry
         )
 
     def answered(self, route: str, status: int, seconds: float) -> None:
