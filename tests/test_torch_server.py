@@ -85,6 +85,7 @@ def texts_in_progress(text: str) -> float:
 def test_openai_package_gets_the_vectors_of_the_engine(
     torch_server: RunningServer, torch_embedder: Embedder, texts: list[str]
 ) -> None:
+    texts = [text for text in texts if len(text) < 1000]
     settings = {"base_url": torch_server.base_url, "api_key": torch_server.api_key}
     expected = torch_embedder.encode_document(texts)
 
