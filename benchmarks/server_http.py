@@ -98,6 +98,10 @@ def engine(kind: str, tokenizer: str, size: int) -> Any:
         NAME = "null"
 
         @staticmethod
+        def load(*_: Any) -> None:
+            """Do nothing."""
+
+        @staticmethod
         def start(*_: Any) -> Any:
             return NullCore(size), load_tokenizer(tokenizer), served
 
@@ -187,7 +191,8 @@ def main(arguments: Sequence[str]) -> None:
             command += ["--size", str(options.size), "--port", str(options.port)]
             with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
                 assert process.stderr is not None
-                process.stderr.readline()  # it listens
+                if "listening" not in (said := process.stderr.readline()):
+                    raise RuntimeError(said + process.stderr.read())
                 for callers, texts in CASES:
                     for form in FORMS:
                         sent = request(texts, form, options.words)

@@ -29,13 +29,14 @@ import psutil
 import pytest
 from langchain_qwen3_embeddings import Qwen3Embeddings
 from llama_index.embeddings.qwen3 import Qwen3Embedding
+from load import load
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.numpy import load_file, save_file
 
 from conftest import RunningServer, free_port, wait_until_healthy
 from qwen3_embeddings import Embedder, TextRefusedError, truncate
 from qwen3_embeddings.cli.main import main
-from qwen3_embeddings.engines.base import Served
+from qwen3_embeddings.engines.base import Engine, Served
 from qwen3_embeddings.engines.openai import wire as client_wire
 from qwen3_embeddings.engines.torch import lifecycle
 from qwen3_embeddings.engines.torch.engine import TorchEngine
@@ -356,7 +357,7 @@ def test_metrics_count_requests_texts_and_tokens(client: httpx.Client) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(engine: TorchEngine, **arguments: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def serving(engine: Engine, **arguments: Any) -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client of a server over an engine, on this event loop."""
     port = free_port()
     server = Server(engine, await engine.start(), ["tiny", "other"], **arguments)
@@ -620,6 +621,15 @@ async def test_requests_that_are_not_http_leave_no_key_in_the_log(
         assert (await client.get("/health", headers=headers)).status_code == 200
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["null", "stepping"])
+async def test_engine_of_the_benchmark_answers(kind: str, checkpoint: str) -> None:
+    engine = load(ROOT / "benchmarks/server_http.py").engine(kind, checkpoint, 64)
+    async with serving(engine) as client:
+        answer = await client.post("/v1/embeddings", json={"input": ["one", "two"]})
+        assert [len(row["embedding"]) for row in answer.json()["data"]] == [64, 64]
+    await engine.close()
 
 
 # The process.
