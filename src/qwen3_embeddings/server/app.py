@@ -160,7 +160,8 @@ class Server:
                 RequestError(_HTTP.get(error.status, error.reason), error.status), allowed
             )
         except web.RequestPayloadError:
-            return _refuse(_UNREADABLE)
+            # aiohttp closes the connection, so the client must not use it for its next request.
+            return _refuse(_UNREADABLE, {"Connection": "close"})
         except ConnectionError:  # the client has gone
             raise
         except Exception:
