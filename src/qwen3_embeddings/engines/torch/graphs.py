@@ -73,6 +73,8 @@ class Graphs:
         self._wanted: Size | None = None  # of the last step that had to run without
         self._captured: dict[Size, _Captured] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        # cuBLAS keeps 32 MiB for every stream that it has been used on, until the process ends.
+        self._stream = torch.cuda.Stream(device)
 
     def find(self, size: Size) -> Size | None:
         """Return the size of a captured graph for a step; None if the step has to run without."""
@@ -106,13 +108,14 @@ class Graphs:
 
     def _capture(self, size: Size) -> None:
         source = batches.pack([[0]], size).to(self._device)
-        warm = torch.cuda.Stream()
-        warm.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(warm):  # libraries allocate at their first calls
+        stream = self._stream
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries allocate at their first calls
             for _ in range(2):
                 self._model.forward(batches.unpack(source, size))
-        torch.cuda.current_stream().wait_stream(warm)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        mode = "thread_local"  # other threads may call CUDA meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode=mode):
             rows = self._model.forward(batches.unpack(source, size))
         self._captured[size] = _Captured(graph, source, rows)
