@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -434,3 +435,45 @@ def test_fork_after_the_start_works_in_parent_and_child(
         seconds=120,
     )
     assert (done.stdout, done.returncode) == ("child\nparent\n", 0), done.stderr[-3000:]
+
+
+ADD_NORM = """
+import torch
+from torch.nn.functional import rms_norm
+from qwen3_embeddings.engines.torch.fused import add_norm
+
+torch.manual_seed(0)
+for rows, width in ((7, 128), (1, 1024), (3, 2560), (0, 1024)):
+    x, weight = torch.randn(rows, width).bfloat16(), torch.rand(width).bfloat16()
+    residual = torch.randn(rows, width)
+    total = residual + x
+    out = add_norm(x, residual, weight, 1e-6)
+    assert torch.equal(residual, total)
+    assert out.dtype == torch.bfloat16
+    expected = rms_norm(total, (width,), weight.float(), 1e-6)
+    # The interpreter cuts off what 16 bits cannot hold.
+    torch.testing.assert_close(out.float(), expected, rtol=2**-7, atol=1e-6)
+"""
+
+
+def test_add_norm_on_a_simulated_gpu_equals_pytorch() -> None:
+    """Triton's interpreter runs the kernel on the CPU."""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", ADD_NORM]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_add_norm_compiles_for_a_gpu() -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from qwen3_embeddings.engines.torch.fused import _add_norm
+
+    arguments = ("x", "residual", "weight", "out", "epsilon", "width", "block")
+    types = ("*bf16", "*fp32", "*bf16", "*bf16", "fp32", "constexpr", "constexpr")
+    signature = dict(zip(arguments, types, strict=True))
+    source = ASTSource(_add_norm, signature, constexprs={"width": 1024, "block": 1024})
+    assert "ptx" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm

@@ -40,10 +40,14 @@ class TorchKernels:
         return cosines, sines
 
     def add_norm(self, x: Tensor | None, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Add `x` to the residual stream; return the RMSNorm of the sum, and the sum."""
+        """Add `x` to the residual stream; return the RMSNorm of the sum, and the sum.
+
+        The sum is float32: rounded to 16 bits in each layer, it would cost most of the accuracy.
+        """
         if x is not None:
             residual = residual + x
-        return F.rms_norm(residual, weight.shape, weight, self.shape.epsilon), residual
+        normed = F.rms_norm(residual, weight.shape, weight.float(), self.shape.epsilon)
+        return normed.to(weight.dtype), residual
 
     def heads(
         self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor, turns: tuple[Tensor, ...]
@@ -89,11 +93,18 @@ class CompiledKernels(TorchKernels):
 
 
 class VLLMKernels(TorchKernels):
-    """The fused kernels and FlashAttention of an installed vLLM, for 16 bits on a GPU."""
+    """The fused kernels and FlashAttention of an installed vLLM, for 16 bits on a GPU.
+
+    The kernel for sum and norm is this package's own (`fused`). Triton compiles it, which needs a C
+    compiler on the machine, as vLLM does.
+    """
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         super().__init__(shape)
+        from qwen3_embeddings.engines.torch.fused import add_norm
+
         self._ops, self._attention = _import_vllm()
+        self._add_norm = add_norm
         # FlashAttention 3 is for Hopper.
         self._version = 3 if torch.cuda.get_device_capability(device)[0] == 9 else 2
 
@@ -102,13 +113,10 @@ class VLLMKernels(TorchKernels):
         return angles, positions.long()
 
     def add_norm(self, x: Tensor | None, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Add and normalize in place."""
+        """Add in place, and normalize."""
         if x is None:
-            x = torch.empty_like(residual)
-            self._ops.rms_norm(x, residual, weight, self.shape.epsilon)
-        else:
-            self._ops.fused_add_rms_norm(x, residual, weight, self.shape.epsilon)
-        return x, residual
+            return super().add_norm(x, residual, weight)
+        return self._add_norm(x, residual, weight, self.shape.epsilon), residual
 
     def heads(
         self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor, turns: tuple[Tensor, ...]

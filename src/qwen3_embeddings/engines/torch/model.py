@@ -58,7 +58,7 @@ class Qwen3:
         the last tokens after its attention.
         """
         do, shape = self.kernels, self.shape
-        residual = F.embedding(batch.ids, self.table)
+        residual = F.embedding(batch.ids, self.table).float()
         turns = do.turns(self.angles, batch.positions)
         x = None
         for number, layer in enumerate(self.layers, 1):
@@ -70,8 +70,7 @@ class Qwen3:
             x, residual = do.add_norm(F.linear(x, layer.out), residual, layer.mlp_norm)
             x = F.linear(do.gate(F.linear(x, layer.gate_up)), layer.down)
         assert x is not None
-        total = residual.float() + x.float()
-        rows = F.rms_norm(total, (shape.hidden,), self.norm.float(), shape.epsilon)
+        rows = F.rms_norm(residual + x, (shape.hidden,), self.norm.float(), shape.epsilon)
         return F.normalize(rows, dim=1)
 
 
