@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from qwen3_embeddings import ConfigurationError, Embedder, EngineStartError, UnknownModelError
+from qwen3_embeddings import (
+    ConfigurationError,
+    Embedder,
+    EngineStartError,
+    MissingDependencyError,
+    UnknownModelError,
+)
 from qwen3_embeddings.engines.scheduling import Limits
 from qwen3_embeddings.engines.torch import lifecycle
 from qwen3_embeddings.testing import write_checkpoint
@@ -290,7 +296,7 @@ def test_rotary_base_in_the_newer_layout_is_read(
         ({"max_num_batched_tokens": 1.5}, "at least 1"),
         ({"device": "cuda:99"}, "is not here"),
         ({"device": "abacus"}, "no device"),
-        ({"kernels": "fast"}, "auto, torch, vllm, compile"),
+        ({"kernels": "fast"}, "auto, torch, triton, vllm"),
         ({"kernels": "vllm", "device": "cpu"}, "needs a GPU"),
     ],
 )
@@ -437,43 +443,131 @@ def test_fork_after_the_start_works_in_parent_and_child(
     assert (done.stdout, done.returncode) == ("child\nparent\n", 0), done.stderr[-3000:]
 
 
-ADD_NORM = """
+FUSED = """
 import torch
-from torch.nn.functional import rms_norm
-from qwen3_embeddings.engines.torch.fused import add_norm
+from torch.nn.functional import rms_norm, silu
+from qwen3_embeddings.engines.torch import fused
 
 torch.manual_seed(0)
-for rows, width in ((7, 128), (1, 1024), (3, 2560), (0, 1024)):
+close = {"rtol": 2**-7, "atol": 2**-7}  # the interpreter cuts off what 16 bits cannot hold
+
+for rows, width in ((7, 128), (1, 1024), (3, 2560)):
     x, weight = torch.randn(rows, width).bfloat16(), torch.rand(width).bfloat16()
     residual = torch.randn(rows, width)
     total = residual + x
-    out = add_norm(x, residual, weight, 1e-6)
+    out = fused.add_norm(x, residual, weight, 1e-6)
     assert torch.equal(residual, total)
     assert out.dtype == torch.bfloat16
     expected = rms_norm(total, (width,), weight.float(), 1e-6)
-    # The interpreter cuts off what 16 bits cannot hold.
-    torch.testing.assert_close(out.float(), expected, rtol=2**-7, atol=1e-6)
+    torch.testing.assert_close(out.float(), expected, **close)
+
+for queries, keys, size in ((16, 8, 128), (2, 1, 64), (32, 8, 128)):
+    positions = torch.tensor([0, 3, 1, 7, 2], dtype=torch.int32)
+    angles = torch.outer(torch.arange(9.0), torch.rand(size // 2))
+    qkv = torch.randn(5, (queries + 2 * keys) * size).bfloat16()
+    q_norm, k_norm = torch.rand(size).bfloat16(), torch.rand(size).bfloat16()
+    before = qkv.unflatten(1, (-1, size)).float()
+    weights = torch.cat([q_norm.expand(queries, size), k_norm.expand(keys, size)]).float()
+    normed = rms_norm(before[:, : queries + keys], (size,), eps=1e-6) * weights
+    first, second = normed.chunk(2, -1)
+    turns = angles[positions].unsqueeze(1)
+    cos, sin = turns.cos(), turns.sin()
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    table = torch.cat([angles.cos(), angles.sin()], 1)
+    fused.heads(qkv, q_norm, k_norm, table, positions, (queries, keys), 1e-6)
+    after = qkv.unflatten(1, (-1, size)).float()
+    torch.testing.assert_close(after[:, : queries + keys], torch.cat(turned, -1), **close)
+    assert torch.equal(after[:, queries + keys :], before[:, queries + keys :])
+
+for width in (1, 200, 3072):
+    gate_up = torch.randn(3, 2 * width).bfloat16()
+    gate, up = gate_up.float().chunk(2, -1)
+    torch.testing.assert_close(fused.gate(gate_up).float(), silu(gate) * up, **close)
 """
 
 
-def test_add_norm_on_a_simulated_gpu_equals_pytorch() -> None:
-    """Triton's interpreter runs the kernel on the CPU."""
+def test_fused_kernels_on_a_simulated_gpu_equal_pytorch() -> None:
+    """Triton's interpreter runs the kernels on the CPU."""
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", ADD_NORM]
+    command = [sys.executable, "-c", FUSED]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-def test_add_norm_compiles_for_a_gpu() -> None:
+def test_fused_kernels_compile_for_a_gpu() -> None:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from qwen3_embeddings.engines.torch.fused import _add_norm
+    from qwen3_embeddings.engines.torch import fused
 
-    arguments = ("x", "residual", "weight", "out", "epsilon", "width", "block")
-    types = ("*bf16", "*fp32", "*bf16", "*bf16", "fp32", "constexpr", "constexpr")
-    signature = dict(zip(arguments, types, strict=True))
-    source = ASTSource(_add_norm, signature, constexprs={"width": 1024, "block": 1024})
-    assert "ptx" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm
+    kernels: list[tuple[Any, str, dict[str, int]]] = [
+        (fused._add_norm, "*bf16 *fp32 *bf16 *bf16 fp32", {"width": 1024, "block": 1024}),
+        (
+            fused._heads,
+            "*bf16 *i32 *fp32 *bf16 *bf16 fp32",
+            {"row": 4096, "queries": 16, "heads": 24, "half": 64, "block": 32},
+        ),
+        (fused._gate, "*bf16 *bf16", {"width": 3072, "block": 1024}),
+    ]
+    for kernel, types, constants in kernels:
+        named = [*types.split(), *["constexpr"] * len(constants)]
+        signature = dict(zip(kernel.arg_names, named, strict=True))
+        source = ASTSource(kernel, signature, constexprs=constants)
+        assert "ptx" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm
+
+
+def a_gpu(kernels_wanted: str) -> tuple[Any, Any]:
+    """Return a shape, and settings for a GPU that need not be there."""
+    import torch
+
+    from qwen3_embeddings.engines.torch.architecture import Shape
+    from qwen3_embeddings.engines.torch.settings import Settings
+
+    shape = Shape(
+        layers=2,
+        hidden=128,
+        intermediate=256,
+        heads=2,
+        kv_heads=1,
+        head_dim=64,
+        epsilon=1e-6,
+        theta=1e6,
+    )
+    device = torch.device("cuda", 0)
+    return shape, Settings(torch.bfloat16, device, 512, 4096, 256, kernels=kernels_wanted)
+
+
+def test_kernels_without_a_compiler_fall_back_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from qwen3_embeddings.engines.torch import fused, kernels
+
+    def no_compiler(*_: object, **__: object) -> None:
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(kernels.torch, "zeros", lambda *_, **__: None)
+    monkeypatch.setattr(fused, "gate", no_compiler)
+    assert type(kernels.choose(*a_gpu("auto"))) is kernels.TorchKernels
+    assert "Failed to find C compiler" in caplog.text
+    with pytest.raises(MissingDependencyError, match="python3-dev"):
+        kernels.choose(*a_gpu("triton"))
+
+
+def test_kernels_of_an_installed_vllm_are_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qwen3_embeddings.engines.torch import fused, kernels
+
+    def not_there() -> None:
+        raise ImportError("no vLLM for a GPU")
+
+    monkeypatch.setattr(kernels.torch, "zeros", lambda *_, **__: None)
+    monkeypatch.setattr(kernels.torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(fused, "gate", lambda _: None)
+    monkeypatch.setattr(kernels, "_import_vllm", lambda: print)
+    assert type(kernels.choose(*a_gpu("auto"))) is kernels.VLLMKernels
+    assert type(kernels.choose(*a_gpu("triton"))) is kernels.TritonKernels
+    monkeypatch.setattr(kernels, "_import_vllm", not_there)
+    assert type(kernels.choose(*a_gpu("auto"))) is kernels.TritonKernels
+    with pytest.raises(MissingDependencyError, match="no vLLM for a GPU"):
+        kernels.choose(*a_gpu("vllm"))

@@ -1,13 +1,14 @@
 """The operations between matrix products: norms, rotary embedding, attention, activation.
 
-`TorchKernels` runs everywhere, `VLLMKernels` fuses them with the kernels of an installed vLLM, and
-`CompiledKernels` with torch.compile.
+`TorchKernels` runs everywhere. `TritonKernels` fuses them for 16 bits on a GPU, and `VLLMKernels`
+adds the attention of an installed vLLM.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from qwen3_embeddings.engines.torch.batches import Batch
 from qwen3_embeddings.engines.torch.settings import Settings
 from qwen3_embeddings.errors import ConfigurationError, MissingDependencyError
 
+logger = logging.getLogger(__name__)
+
 FUSED_HEAD_DIMS = frozenset({64, 128, 256})
-"""Widths of a head for which vLLM has a fused norm and rotary embedding
-(csrc/fused_qknorm_rope_kernel.cu)."""
+"""Widths of a head for the fused kernels: Triton's blocks are powers of two, and FlashAttention has
+heads of up to 256 dimensions. Qwen3 has 128."""
 
 
 class TorchKernels:
@@ -83,53 +86,70 @@ class TorchKernels:
         return F.silu(gate) * up
 
 
-class CompiledKernels(TorchKernels):
-    """The same, fused by torch.compile, which needs a C compiler on the machine."""
+class TritonKernels(TorchKernels):
+    """Fused operations, and PyTorch's FlashAttention, for 16 bits on a GPU.
 
-    def __init__(self, shape: Shape) -> None:
-        super().__init__(shape)
-        for name in ("add_norm", "heads", "gate"):
-            setattr(self, name, torch.compile(getattr(self, name), dynamic=True))
+    Args:
+        shape: shape of the model.
+        device: the GPU.
 
-
-class VLLMKernels(TorchKernels):
-    """The fused kernels and FlashAttention of an installed vLLM, for 16 bits on a GPU.
-
-    The kernel for sum and norm is this package's own (`fused`). Triton compiles it, which needs a C
-    compiler on the machine, as vLLM does.
+    Raises:
+        MissingDependencyError: Triton cannot compile here.
     """
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         super().__init__(shape)
-        from qwen3_embeddings.engines.torch.fused import add_norm
+        try:
+            from qwen3_embeddings.engines.torch import fused
 
-        self._ops, self._attention = _import_vllm()
-        self._add_norm = add_norm
-        # FlashAttention 3 is for Hopper.
-        self._version = 3 if torch.cuda.get_device_capability(device)[0] == 9 else 2
+            fused.gate(torch.zeros(1, 2, dtype=torch.bfloat16, device=device))
+        except Exception as error:  # Triton, the C compiler and CUDA each have errors of their own
+            raise MissingDependencyError(
+                f"Triton cannot compile kernels here ({error}). Install a C compiler and Python's "
+                "headers (gcc and python3-dev on Debian), or pass kernels='torch' in "
+                "engine_kwargs, which is half as fast."
+            ) from error
+        self._fused = fused
 
     def turns(self, angles: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         """Return the whole table and the positions: the kernel looks them up."""
-        return angles, positions.long()
+        return angles, positions
 
     def add_norm(self, x: Tensor | None, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Add in place, and normalize."""
         if x is None:
             return super().add_norm(x, residual, weight)
-        return self._add_norm(x, residual, weight, self.shape.epsilon), residual
+        return self._fused.add_norm(x, residual, weight, self.shape.epsilon), residual
 
     def heads(
         self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor, turns: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normalize and rotate in place."""
         angles, positions = turns
-        shape = self.shape
-        self._ops.fused_qk_norm_rope(
-            *(qkv, shape.heads, shape.kv_heads, shape.kv_heads, shape.head_dim, shape.epsilon),
-            *(q_norm, k_norm, angles, True, positions),  # True: halves, not pairs, are rotated
-        )
+        counts = (self.shape.heads, self.shape.kv_heads)
+        self._fused.heads(qkv, q_norm, k_norm, angles, positions, counts, self.shape.epsilon)
         q, k, v = self.split(qkv)
         return q, k, v
+
+    def gate(self, gate_up: Tensor) -> Tensor:
+        """Return SwiGLU."""
+        return self._fused.gate(gate_up)
+
+
+class VLLMKernels(TritonKernels):
+    """The same with the FlashAttention of an installed vLLM, which is faster on Hopper.
+
+    Args:
+        shape: shape of the model.
+        device: the GPU.
+        attention: vLLM's `flash_attn_varlen_func`.
+    """
+
+    def __init__(self, shape: Shape, device: torch.device, attention: Any) -> None:
+        super().__init__(shape, device)
+        self._attention = attention
+        # FlashAttention 3 is for Hopper.
+        self._version = 3 if torch.cuda.get_device_capability(device)[0] == 9 else 2
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
         """Return causal attention within each text."""
@@ -141,15 +161,9 @@ class VLLMKernels(TorchKernels):
         )
         return out
 
-    def gate(self, gate_up: Tensor) -> Tensor:
-        """Return SwiGLU."""
-        out = gate_up.new_empty(len(gate_up), self.shape.intermediate)
-        torch.ops._C.silu_and_mul(out, gate_up)
-        return out
-
 
 def load(wanted: str) -> None:
-    """Import vLLM's kernels if `choose` may use them; it reports what is missing."""
+    """Import vLLM's FlashAttention if `choose` may use it; it reports what is missing."""
     may = wanted in ("auto", "vllm") and torch.cuda.is_available()
     if may and importlib.util.find_spec("vllm"):
         with contextlib.suppress(ImportError):
@@ -157,41 +171,49 @@ def load(wanted: str) -> None:
 
 
 def choose(shape: Shape, settings: Settings) -> TorchKernels:
-    """Return the kernels that the settings ask for.
+    """Return the kernels that the settings ask for; with "auto" the fastest that work here.
 
     Raises:
-        ConfigurationError: vLLM's kernels do not compute this model in this precision here.
-        MissingDependencyError: they cannot be imported.
+        ConfigurationError: they do not compute this model in this precision on this device.
+        MissingDependencyError: they cannot be imported or compiled.
     """
     wanted = settings.kernels
     fits = settings.gpu and settings.dtype == torch.bfloat16 and shape.head_dim in FUSED_HEAD_DIMS
-    if wanted == "auto":
-        wanted = "vllm" if fits and importlib.util.find_spec("vllm") else "torch"
-    elif wanted == "vllm" and not fits:
-        raise ConfigurationError(
-            "kernels='vllm' needs a GPU, bfloat16 and heads of 64, 128 or 256 dimensions. Leave "
-            "kernels out."
-        )
-    if wanted == "compile":
-        return CompiledKernels(shape)
-    if wanted == "torch":
+    if wanted == "torch" or (wanted == "auto" and not fits):
         return TorchKernels(shape)
+    if not fits:
+        raise ConfigurationError(
+            f"kernels={wanted!r} needs a GPU, bfloat16 and heads of 64, 128 or 256 dimensions. "
+            "Leave kernels out."
+        )
     try:
-        return VLLMKernels(shape, settings.device)
-    except ImportError as error:
-        if settings.kernels == "auto":
-            return TorchKernels(shape)
-        raise MissingDependencyError(
-            f"vLLM's kernels cannot be imported ({error}). Leave kernels out, or install vLLM's "
-            "build for a GPU."
-        ) from error
+        return _fused_kernels(wanted, shape, settings.device)
+    except MissingDependencyError as error:
+        if wanted != "auto":
+            raise
+        logger.warning("engine='torch' runs at about half its speed: %s", error)
+        return TorchKernels(shape)
 
 
-def _import_vllm() -> tuple[Any, Any]:
-    import vllm._custom_ops as ops
+def _fused_kernels(wanted: str, shape: Shape, device: torch.device) -> TritonKernels:
+    if wanted == "vllm" or (wanted == "auto" and importlib.util.find_spec("vllm")):
+        try:
+            attention = _import_vllm()
+        except ImportError as error:
+            if wanted == "vllm":
+                raise MissingDependencyError(
+                    f"vLLM's FlashAttention cannot be imported ({error}). Leave kernels out, or "
+                    "install vLLM's build for a GPU."
+                ) from error
+        else:
+            return VLLMKernels(shape, device, attention)
+    return TritonKernels(shape, device)
+
+
+def _import_vllm() -> Any:
     from vllm.vllm_flash_attn import flash_attn_varlen_func
 
-    return ops, flash_attn_varlen_func
+    return flash_attn_varlen_func
 
 
 def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

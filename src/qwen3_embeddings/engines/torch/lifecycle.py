@@ -30,7 +30,7 @@ and of Python."""
 
 
 def load(engine_kwargs: dict[str, Any]) -> None:
-    """Import PyTorch, and vLLM if its kernels may be used.
+    """Import PyTorch, and vLLM if its attention may be used.
 
     Raises:
         MissingDependencyError: PyTorch cannot be imported.

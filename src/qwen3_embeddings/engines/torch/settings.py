@@ -15,7 +15,7 @@ from qwen3_embeddings.engines.vllm.defaults import Device, profile
 from qwen3_embeddings.errors import ConfigurationError
 from qwen3_embeddings.models import Model
 
-KERNELS = ("auto", "torch", "vllm", "compile")
+KERNELS = ("auto", "torch", "triton", "vllm")
 """Implementations of the operations between matrix products (`kernels`)."""
 
 
@@ -30,7 +30,7 @@ class Settings:
         max_num_batched_tokens: most tokens in one step; a longer text is a step of its own.
         max_num_seqs: most texts in one step.
         enforce_eager: whether to run without CUDA graphs.
-        kernels: one of `KERNELS`. "auto" uses vLLM's on a GPU where vLLM is installed.
+        kernels: one of `KERNELS`. "auto" uses the fastest that work on this machine.
         revision: branch, tag or commit on the hub.
     """
 
