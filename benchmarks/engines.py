@@ -4,7 +4,7 @@
 
 Each engine runs in a process of its own: start, GPU memory, accuracy against float32, documents by
 length, concurrent callers, idle queries, and queries while documents are embedded. Engine arguments
-follow the name, as in torch,kernels=compile or torch,enforce_eager=true. Results are written to
+follow the name, as in torch,kernels=triton or torch,enforce_eager=true. Results are written to
 --json FILE after each engine. Without --model a tiny random checkpoint is used, which measures
 overhead only.
 """
