@@ -30,6 +30,7 @@ from qwen3_embeddings import (
     telemetry,
 )
 from qwen3_embeddings.engines import faults, registry, stepping
+from qwen3_embeddings.engines.jobs import Job
 from qwen3_embeddings.engines.sentence_transformers import ReferenceEngine
 from qwen3_embeddings.engines.torch import lifecycle as torch_lifecycle
 from qwen3_embeddings.engines.vllm import lifecycle as vllm_lifecycle
@@ -189,7 +190,7 @@ def test_job_of_a_closed_loop_keeps_the_engine_alive(
     embedder.start()
     thread: Any = embedder._lease.engine._thread  # type: ignore[attr-defined]
     loop = asyncio.new_event_loop()
-    job = stepping._Job([[1, 2, 3]], None, False, loop, loop.create_future())
+    job = Job([[1, 2, 3]], None, False, loop, loop.create_future())
     loop.close()
     thread.submit(job)
     assert embedder.encode_document(["behind it"]).shape == (1, 128)

@@ -1,8 +1,8 @@
 """Engines in this process: one thread owns a core and steps it for every caller.
 
-Callers never touch the core: they put jobs into an inbox. Between two steps the thread reads the
-inbox and adds the texts of the next step to the core. It answers each finished job on the
-background loop. No vector is serialized.
+Callers never use the core: they put jobs into an inbox. Between two steps the thread reads the
+inbox and adds the texts of the next step to the core. It answers each finished job on the event
+loop of its caller. No vector is serialized.
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterable
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from qwen3_embeddings import event_loop
 from qwen3_embeddings.engines import faults
+from qwen3_embeddings.engines.backend import Backend, Core
 from qwen3_embeddings.engines.base import Prompt, Served, Usage, check_lengths, closed_error
-from qwen3_embeddings.engines.scheduling import Limits, Schedule
+from qwen3_embeddings.engines.jobs import Job, deliver
+from qwen3_embeddings.engines.scheduling import Schedule
 from qwen3_embeddings.engines.tokenizing import Tokenizing
 from qwen3_embeddings.errors import EngineDeadError
 from qwen3_embeddings.vectors import Vectors
@@ -38,117 +36,6 @@ T = TypeVar("T")
 
 # vLLM keeps the state of a forward pass in module globals: engines of one process take turns.
 _turn = threading.Lock()
-
-
-class Core(Protocol):
-    """What computes vectors. One thread at a time uses it.
-
-    Attributes:
-        limits: what it computes at once.
-        context: longest input in tokens.
-    """
-
-    limits: Limits
-    context: int
-
-    def add(self, request_id: str, ids: list[int]) -> None:
-        """Add a text, as token ids, to those that the next steps compute."""
-
-    def abort(self, request_ids: list[str]) -> None:
-        """Drop texts that were added and not answered."""
-
-    def step(self) -> tuple[list[str], Vectors]:
-        """Compute one step; return the texts that it finished, and their vectors in that order.
-
-        The vectors are float32 (texts, hidden) and nobody writes to them afterwards.
-        """
-
-    def prepare(self) -> bool:
-        """Do a piece of work that can wait for an idle moment; return whether more is left."""
-
-    def shut_down(self) -> None:
-        """Stop. The memory is freed with the last reference to the core."""
-
-
-class Backend(Protocol):
-    """The module of an engine that starts its core.
-
-    Attributes:
-        NAME: name of the engine, for messages.
-    """
-
-    NAME: str
-
-    def load(self, engine_kwargs: dict[str, Any], /) -> None:
-        """Import the libraries of the engine.
-
-        A library may keep an exception of its own import, and with it the frames of all callers.
-        No frame that calls this may hold the core, which could then never be freed.
-        """
-
-    def start(
-        self, name: str, dtype: str, engine_kwargs: dict[str, Any]
-    ) -> tuple[Core, Tokenizer, Served]:
-        """Start a core; also return the model's tokenizer, and what the core serves."""
-
-    def explain(
-        self, said: str, name: str, dtype: str, engine_kwargs: dict[str, Any]
-    ) -> str | None:
-        """Return why a start failed and what to do; None if what the error said is unknown."""
-
-
-@dataclass(eq=False)
-class _Job:
-    """Prompts of one call, and the vectors that have been computed for them."""
-
-    prompts: list[list[int]]
-    dimensions: int | None
-    urgent: bool
-    loop: asyncio.AbstractEventLoop
-    answer: asyncio.Future[Vectors]
-    rows: Vectors | None = None  # one per prompt
-    done: int = 0  # number of prompts that have their vector
-    requests: dict[int, str] = field(default_factory=dict)  # in the core, by index of the prompt
-
-    def put(self, indices: list[int], rows: list[int], step: Vectors) -> None:
-        """Store the vectors of some prompts, which are rows of a step's vectors."""
-        self.done += len(indices)
-        if len(self.prompts) == 1:  # most calls: a copy would cost more than all the rest
-            self.rows = step[rows[0] : rows[0] + 1, : self.dimensions]
-            return
-        if self.rows is None:
-            size = self.dimensions or step.shape[1]
-            self.rows = np.empty((len(self.prompts), size), dtype=np.float32)
-        self.rows[indices] = step[rows, : self.dimensions]
-
-    def settle(self, error: BaseException | None) -> None:
-        """Answer with the error or the vectors, on the caller's loop, if the caller still waits."""
-        if self.answer.done():
-            return
-        if error is not None:
-            self.answer.set_exception(error)
-        else:
-            assert self.rows is not None
-            self.answer.set_result(self.rows)
-
-
-def _answer(jobs: Iterable[_Job], error: BaseException | None = None) -> None:
-    """Answer calls, each on its own loop.
-
-    A loop is woken once for all of its calls. Each wake-up is a system call during which this
-    thread lets go of the interpreter, and can wait milliseconds to get it back.
-    """
-
-    def settle(theirs: list[_Job]) -> None:
-        for job in theirs:
-            job.settle(error)
-
-    by_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
-    for job in jobs:
-        by_loop.setdefault(job.loop, []).append(job)
-    for loop, theirs in by_loop.items():
-        with contextlib.suppress(RuntimeError):  # the caller's loop is closed
-            loop.call_soon_threadsafe(settle, theirs)
 
 
 def _forget_turn() -> None:
@@ -185,12 +72,12 @@ class SteppingEngine:
     async def start(self) -> Served:
         """Start the engine's thread, or another one after a death; return what it serves."""
         ready = self._running().ready
-        if not ready.done():  # to await one that is done would wake the loop once more per call
+        if not ready.done():  # awaiting a finished future would wake the loop once more per call
             await asyncio.shield(asyncio.wrap_future(ready))
         return ready.result()
 
     async def tokenize(self, texts: list[str], urgent: bool = False) -> list[list[int]]:
-        """Return the token ids of each text, end token included."""
+        """Return the token ids of each text, end token included, even over the context."""
         thread = self._running()
         await self.start()
         return await thread.tokenizing.ids(texts)
@@ -202,7 +89,21 @@ class SteppingEngine:
         urgent: bool,
         usage: Usage | None = None,
     ) -> Vectors:
-        """Return one vector per prompt, in order; cancelling drops the prompts from the engine."""
+        """Return one vector per prompt, in order; cancelling drops the prompts from the core.
+
+        Args:
+            prompts: texts, or their token ids with the end token.
+            dimensions: size of the vectors; None for the native size.
+            urgent: True for queries, which have priority over documents.
+            usage: totals to which the prompts are added.
+
+        Returns:
+            float32 (n, dimensions), truncated and not normalized again.
+
+        Raises:
+            TextTooLongError: a prompt is longer than the context.
+            EngineError: the engine does not start, died, or was closed.
+        """
         thread = self._running()
         served = await self.start()
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
@@ -210,7 +111,7 @@ class SteppingEngine:
         ids = [next(tokenized) if isinstance(prompt, str) else prompt for prompt in prompts]
         check_lengths(ids, served.context)
         loop = asyncio.get_running_loop()
-        job = _Job(ids, dimensions, urgent, loop, loop.create_future())
+        job = Job(ids, dimensions, urgent, loop, loop.create_future())
         thread.submit(job)
         try:
             vectors = await job.answer
@@ -241,7 +142,17 @@ class SteppingEngine:
 
 
 class _EngineThread(threading.Thread):
-    """The only code that uses the engine core."""
+    """Starts a core, steps it, and ends it. No other code uses the core.
+
+    Args:
+        backend: the module that starts the core.
+        settings: model, dtype and engine_kwargs, as for `Backend.start`.
+
+    Attributes:
+        ready: what the core serves, or the error of its start.
+        over: done once the thread has ended and the memory is free.
+        tokenizing: tokenizes texts; usable once the core is ready.
+    """
 
     def __init__(self, backend: Backend, settings: tuple[str, str, dict[str, Any]]) -> None:
         super().__init__(name=f"qwen3-embeddings-{backend.NAME.lower()}", daemon=True)
@@ -249,14 +160,14 @@ class _EngineThread(threading.Thread):
         self.over: Future[None] = Future()
         self.tokenizing = Tokenizing(self._tokenize)
         self._backend, self._settings = backend, settings
-        self._inbox: queue.SimpleQueue[tuple[str, _Job | None]] = queue.SimpleQueue()
-        self._jobs: set[_Job] = set()  # read from the inbox and not answered
-        self._owners: dict[str, tuple[_Job, int]] = {}  # whose vector a request computes
+        self._inbox: queue.SimpleQueue[tuple[str, Job | None]] = queue.SimpleQueue()
+        self._jobs: set[Job] = set()  # read from the inbox and not answered
+        self._owners: dict[str, tuple[Job, int]] = {}  # job and index of its prompt, by request id
         self._ids = itertools.count()
-        self._gate = threading.Lock()
-        self._refusal: Exception | None = None  # what calls get once the engine has ended
+        self._gate = threading.Lock()  # no job enters the inbox after the last reading of it
+        self._refusal: Exception | None = None  # the error of calls after the engine's end
         self._tokenizer: Tokenizer
-        self._schedule: Schedule[_Job]
+        self._schedule: Schedule[Job]
 
     # Called from other threads.
 
@@ -268,14 +179,16 @@ class _EngineThread(threading.Thread):
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
 
-    def submit(self, job: _Job) -> None:
+    def submit(self, job: Job) -> None:
+        """Add the prompts of a job; it is refused at once if the engine has ended."""
         with self._gate:
             if self._refusal is None:
                 self._inbox.put(("add", job))
                 return
-        _answer([job], self._refusal)
+        deliver([job], self._refusal)
 
-    def abort(self, job: _Job) -> None:
+    def abort(self, job: Job) -> None:
+        """Drop a job, which then gets no answer."""
         self._inbox.put(("abort", job))
 
     def stop(self) -> bool:
@@ -288,9 +201,10 @@ class _EngineThread(threading.Thread):
     # Runs in this thread.
 
     def run(self) -> None:
-        with contextlib.ExitStack() as endings:  # each runs, whatever the work or another raises
+        """Do all work of the thread. Every caller gets an answer, whatever the work raises."""
+        with contextlib.ExitStack() as endings:  # each callback runs, even if another one raises
             endings.callback(_settle, self.over, None)
-            endings.callback(self._answer_all)
+            endings.callback(self._refuse_all)
             self._live()
 
     def _live(self) -> None:
@@ -319,12 +233,14 @@ class _EngineThread(threading.Thread):
         finally:
             self._refuse(refusal)
             with _turn:  # the next engine starts when the memory of this one is free
-                self._answer_all()  # before a clean-up that may fail, or wait for a dead process
+                self._refuse_all()  # before a clean-up that may fail, or wait for a dead process
                 _shut_down(core)
                 del core
                 faults.free_memory()
 
     def _start_error(self, error: BaseException) -> Exception:
+        """Return what callers get for an error of the start."""
+
         def explain(said: str) -> str | None:
             return self._backend.explain(said, *self._settings)
 
@@ -336,11 +252,11 @@ class _EngineThread(threading.Thread):
             if self._jobs:
                 self._fill(core)
                 with _turn:
-                    names, rows = core.step()
-                self._collect(names, rows)
+                    request_ids, rows = core.step()
+                self._collect(request_ids, rows)
 
     def _read_inbox(self, core: Core) -> bool:
-        """Read all that is in the inbox; with nothing to step or prepare, wait for more."""
+        """Read the whole inbox, and wait if there is nothing else to do; return False to stop."""
         idle = not self._jobs and not self._prepare(core)
         while True:
             try:
@@ -363,14 +279,15 @@ class _EngineThread(threading.Thread):
             return core.prepare()
 
     def _fill(self, core: Core) -> None:
-        """Give the core the texts of its next step."""
+        """Add the texts of the next step to the core."""
         for job, index in self._schedule.fill(time.monotonic()):
             request_id = str(next(self._ids))
             self._owners[request_id] = (job, index)
             job.requests[index] = request_id
             core.add(request_id, job.prompts[index])
 
-    def _drop(self, core: Core, job: _Job) -> None:
+    def _drop(self, core: Core, job: Job) -> None:
+        """Forget a job that was aborted, and drop its texts from the core."""
         self._jobs.discard(job)
         self._schedule.drop(job)
         for index, request_id in job.requests.items():
@@ -379,12 +296,12 @@ class _EngineThread(threading.Thread):
         core.abort(list(job.requests.values()))
         job.requests.clear()
 
-    def _collect(self, names: list[str], rows: Vectors) -> None:
+    def _collect(self, request_ids: list[str], rows: Vectors) -> None:
         """Store the vectors of a step, and answer the calls that it completes."""
-        found: dict[_Job, tuple[list[int], list[int]]] = {}  # indices of prompts, and their rows
-        for row, name in enumerate(names):
-            job, index = self._owners.pop(name, (None, 0))
-            if job is None:
+        found: dict[Job, tuple[list[int], list[int]]] = {}  # indices of prompts, and their rows
+        for row, request_id in enumerate(request_ids):
+            job, index = self._owners.pop(request_id, (None, 0))
+            if job is None:  # aborted during the step
                 continue
             del job.requests[index]
             self._schedule.answered(job.urgent, len(job.prompts[index]))
@@ -392,18 +309,18 @@ class _EngineThread(threading.Thread):
             indices.append(index)
             its_rows.append(row)
         for job, (indices, its_rows) in found.items():
-            job.put(indices, its_rows, rows)
+            job.store(indices, its_rows, rows)
         complete = [job for job in found if job.done == len(job.prompts)]
         self._jobs.difference_update(complete)
-        _answer(complete)
+        deliver(complete)
 
     def _refuse(self, refusal: Exception) -> None:
-        """Refuse the calls that come from now on, with the first reason given."""
+        """Refuse all later calls. The first error that was passed here is the one they get."""
         with self._gate:
             self._refusal = self._refusal or refusal
 
-    def _answer_all(self) -> None:
-        """Refuse the calls that wait, and those that come from now on."""
+    def _refuse_all(self) -> None:
+        """Refuse the calls that wait, and all later ones."""
         self._refuse(EngineDeadError("the engine's thread ended. The next call starts one."))
         assert self._refusal is not None
         _settle(self.ready, error=self._refusal)
@@ -411,7 +328,7 @@ class _EngineThread(threading.Thread):
             what, job = self._inbox.get()
             if what == "add" and job is not None:
                 self._jobs.add(job)
-        _answer(self._jobs, self._refusal)
+        deliver(self._jobs, self._refusal)
         self._jobs.clear()
         self._owners.clear()
 

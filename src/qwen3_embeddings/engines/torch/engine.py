@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from qwen3_embeddings.engines.backend import Backend
 from qwen3_embeddings.engines.base import require
-from qwen3_embeddings.engines.stepping import Backend, SteppingEngine
+from qwen3_embeddings.engines.stepping import SteppingEngine
 from qwen3_embeddings.engines.torch import lifecycle
 
 
