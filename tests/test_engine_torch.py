@@ -368,12 +368,12 @@ def test_padded_step_has_the_vectors_of_the_plain_one(checkpoint: str) -> None:
         torch.testing.assert_close(core._model.forward(other)[:3], expected, atol=1e-6, rtol=0)
 
 
-def test_every_step_of_a_ladder_fits_with_its_padding() -> None:
+def test_every_step_up_to_the_largest_graph_fits_with_its_padding() -> None:
     from qwen3_embeddings.engines.torch import graphs
     from qwen3_embeddings.engines.torch.batches import Size
 
-    sizes = graphs.ladder(8192)
-    assert [size.tokens for size in graphs.ladder(1000)] == [32, 64, 128, 256, 384, 512, 768]
+    sizes = graphs.graph_sizes(8192)
+    assert [size.tokens for size in graphs.graph_sizes(1000)] == [32, 64, 128, 256, 384, 512, 768]
     for tokens in range(1, 8193):
         for texts in (1, 2, 16, 100, 256):
             if texts > tokens:

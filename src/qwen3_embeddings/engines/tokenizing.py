@@ -13,8 +13,8 @@ SHORT = 256
 """Most characters that are tokenized on the event loop. Tokenizing a query of 12 words costs 18 µs
 of CPU time, and 78 µs in another thread (published tokenizer, one CPU)."""
 SHARED = 16384
-"""Most characters of a call that is tokenized together with others, which wait for it. A query of
-another call would wait for many documents."""
+"""Most characters of a call that is tokenized together with others, which wait for all of its texts.
+With a higher limit a query would wait for many documents."""
 
 Ids = list[list[int]]
 _Call = tuple[list[str], asyncio.Future[Ids | None]]
@@ -23,12 +23,13 @@ _Call = tuple[list[str], asyncio.Future[Ids | None]]
 class Tokenizing:
     """Tokenizes for concurrent calls.
 
-    A thread costs the event loop about as much as tokenizing 40 words. So calls that come while a
-    thread tokenizes wait for it, and share the next one. With 64 callers of single texts, a text
-    costs the server's event loop 240 µs instead of 310 (benchmarks/server_http.py, 80 words).
+    Handing work to a thread costs the event loop about as much as tokenizing 40 words. So calls
+    that arrive while a thread tokenizes wait for its end, and then share one thread. With 64
+    callers of single texts, a text costs the server's event loop 240 µs instead of 310
+    (benchmarks/server_http.py, 80 words).
 
     Args:
-        tokenize: returns the token ids of each text; called in several threads.
+        tokenize: returns the token ids of each text. It is called from several threads.
     """
 
     def __init__(self, tokenize: Callable[[list[str]], Ids]) -> None:
@@ -38,7 +39,11 @@ class Tokenizing:
         self._busy = False
 
     async def ids(self, texts: list[str]) -> Ids:
-        """Return the token ids of each text, whatever other calls send."""
+        """Return the token ids of each text.
+
+        Raises:
+            Exception: what `tokenize` raises for these texts; never an error of another call's.
+        """
         size = sum(map(len, texts))
         if size <= SHORT:
             return self._tokenize(texts) if texts else []
@@ -56,7 +61,7 @@ class Tokenizing:
         return await event_loop.in_thread(self._tokenize, texts)
 
     def _share(self) -> None:
-        """Tokenize the texts of all calls that wait, in one thread."""
+        """Tokenize the texts of all calls that wait in one thread."""
         calls, self._waiting = self._waiting, []
         self._busy = bool(calls)
         if calls:
@@ -65,7 +70,10 @@ class Tokenizing:
             task.add_done_callback(functools.partial(self._answer, calls))
 
     def _answer(self, calls: Sequence[_Call], task: asyncio.Future[Ids]) -> None:
-        """Answer each call with its ids. With None it tokenizes alone, to get its own error."""
+        """Answer each call with its ids, or after an error with None.
+
+        A call that gets None tokenizes again alone, so that only the call at fault raises.
+        """
         self._share()
         failed = task.cancelled() or task.exception() is not None
         ids: Iterator[list[int]] = iter(() if failed else task.result())

@@ -1,4 +1,4 @@
-"""What Qwen3's forward pass needs from ``config.json``, and what this engine refuses."""
+"""Read from ``config.json`` what Qwen3's forward pass needs, and refuse other architectures."""
 
 from __future__ import annotations
 
@@ -38,8 +38,12 @@ class Shape:
 def read(model: Model, config: Mapping[str, Any]) -> Shape:
     """Return the shape of a checkpoint.
 
+    Args:
+        model: its description.
+        config: its ``config.json``.
+
     Raises:
-        ConfigurationError: the checkpoint needs what this engine does not compute.
+        ConfigurationError: this engine does not compute a part of the checkpoint.
     """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"

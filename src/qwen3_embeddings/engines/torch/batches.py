@@ -14,15 +14,16 @@ from qwen3_embeddings.engines.scheduling import Limits
 
 @dataclass(frozen=True)
 class Batch:
-    """The texts of one step, one behind the other.
+    """The texts of one step, joined into one list of tokens.
 
     Attributes:
         ids: token ids, int32 (tokens).
         positions: position of each token in its text, int32 (tokens).
-        bounds: where each text begins, and where the last one ends, int32 (texts + 1).
+        bounds: index of the first token of each text, and the number of tokens, int32 (texts + 1).
         last: index of the last token of each text, int32 (texts).
         longest: upper limit of the number of tokens of a text.
-        runs: pairs of a number of texts and their length, in order.
+        runs: for texts of equal length in succession, their number and their length in tokens;
+            empty if the lengths are not known on the host.
     """
 
     ids: torch.Tensor
@@ -35,7 +36,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a step; texts of other sizes are padded to it for a CUDA graph.
+    """The size of a step, or the size of a CUDA graph, to which smaller steps are padded.
 
     Attributes:
         tokens: number of tokens.
@@ -55,8 +56,11 @@ def take(waiting: Mapping[str, Sequence[int]], limits: Limits) -> list[str]:
     length follow each other, so that attention on a CPU can compute them together.
 
     Args:
-        waiting: token ids by name, in the order in which they came.
+        waiting: token ids of each text by its name, in the order in which they were added.
         limits: most tokens and texts in one step.
+
+    Returns:
+        Names of texts.
     """
     chosen: list[str] = []
     tokens = 0
@@ -75,37 +79,40 @@ def size_of(texts: Sequence[Sequence[int]]) -> Size:
 
 
 def pack(texts: Sequence[Sequence[int]], size: Size, *, pin: bool = False) -> torch.Tensor:
-    """Return one int32 tensor on the host that holds what `unpack` returns.
+    """Return one int32 tensor on the host whose parts `unpack` returns.
 
-    Padding is a text of its own. Attention leaves the values of tokens outside all texts undefined.
-    A kernel that reads past the end of a text would multiply such a NaN by zero. Further texts of
-    the padded size have no tokens; their last token is the last of the step. All padding has
-    position 0, which every table of positions has.
+    Padding is a text of its own. Attention leaves the rows of tokens outside all texts undefined,
+    and they may be NaN. A kernel that reads past the end of a text multiplies such rows by zero,
+    which leaves NaN. If the padded size has further texts, they are empty, and their last token is
+    the last token of the step. Padding tokens have id and position 0, which every model has.
 
     Args:
         texts: token ids of each text.
         size: size of the step, at least that of the texts.
         pin: whether to use pinned memory, from which a GPU can copy while the host goes on.
+
+    Returns:
+        ids, positions, bounds and last of `Batch`, joined.
     """
-    held = np.zeros(size.texts + 1, dtype=np.int32)
+    offsets = np.zeros(size.texts + 1, dtype=np.int32)
     lengths = np.fromiter(map(len, texts), dtype=np.int32, count=len(texts))
-    np.cumsum(lengths, out=held[1 : len(texts) + 1])
-    total = int(held[len(texts)])
-    held[len(texts) + 1 :] = size.tokens
+    np.cumsum(lengths, out=offsets[1 : len(texts) + 1])
+    total = int(offsets[len(texts)])
+    offsets[len(texts) + 1 :] = size.tokens
     buffer = torch.zeros(2 * size.tokens + 2 * size.texts + 1, dtype=torch.int32, pin_memory=pin)
     ids, positions, bounds, last = np.split(buffer.numpy(), _ends(size))
     ids[:total] = np.fromiter(itertools.chain.from_iterable(texts), dtype=np.int32, count=total)
-    bounds[:] = held
-    last[:] = held[1:] - 1
-    positions[:total] = np.arange(total, dtype=np.int32) - np.repeat(held[: len(texts)], lengths)
+    bounds[:] = offsets
+    last[:] = offsets[1:] - 1
+    positions[:total] = np.arange(total, dtype=np.int32) - np.repeat(offsets[: len(texts)], lengths)
     return buffer
 
 
 def unpack(buffer: torch.Tensor, size: Size, lengths: Iterable[int] = ()) -> Batch:
-    """Return the batch whose tensors are parts of a packed one.
+    """Return the batch that a packed tensor holds. Its tensors are views.
 
     Args:
-        buffer: what `pack` returned, on whatever device.
+        buffer: what `pack` returned, on any device.
         size: the size it was packed to.
         lengths: number of tokens of each text, for attention that needs them on the host.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from qwen3_embeddings.engines.torch.settings import Settings
 from qwen3_embeddings.vectors import Vectors
 
 STEPS = {"cpu": 1, "cuda": 2}
-"""Steps in flight, by type of device."""
+"""Steps in flight, by type of device. A GPU computes one while the host prepares the next."""
 
 
 @dataclass(frozen=True)
@@ -25,26 +24,24 @@ class _Flight:
     """A step that the device computes.
 
     Attributes:
-        names: its texts.
-        rows: their vectors on the host, once `done` has passed.
-        done: the event behind the copy of the vectors; None if they are there.
-        source: the tensor the device copies the texts from, which must not be freed before.
+        request_ids: its texts.
+        rows: their vectors on the host, float32 (texts, hidden); complete after `done`.
+        done: event that follows the copy of the vectors to the host; None on a CPU.
+        source: the packed texts, which the device may still be copying.
     """
 
-    names: list[str]
+    request_ids: list[str]
     rows: torch.Tensor
-    done: Any
+    done: torch.cuda.Event | None
     source: torch.Tensor
 
 
 class Core:
     """Computes vectors, step by step. One thread uses it.
 
-    On a GPU two steps are in flight: the host prepares one while the device computes the other.
-
     Args:
         model: the loaded model.
-        settings: what was asked for.
+        settings: device, precision and limits.
     """
 
     def __init__(self, model: Qwen3, settings: Settings) -> None:
@@ -61,56 +58,61 @@ class Core:
                 self._graphs = Graphs(model, settings.max_num_batched_tokens, settings.device)
 
     def add(self, request_id: str, ids: list[int]) -> None:
-        """Add a text, as token ids, to those that the next steps compute."""
+        """Queue a text, as token ids, for the next steps."""
         self._waiting[request_id] = ids
 
     def abort(self, request_ids: list[str]) -> None:
-        """Drop texts that were added and not answered; those in flight are computed for nobody."""
+        """Drop texts that wait. Those in flight are still computed, and returned by `step`."""
         for request_id in request_ids:
             self._waiting.pop(request_id, None)
 
     def step(self) -> tuple[list[str], Vectors]:
-        """Start a step, and return the vectors of the oldest one when no more may be in flight."""
+        """Start a step if texts wait; finish the oldest one if the next call may not start another.
+
+        Returns:
+            Request ids and vectors of the finished step; empty if none was finished.
+        """
         with torch.inference_mode():
             if self._graphs:
                 self._graphs.capture_wanted()
-            names = batches.take(self._waiting, self.limits)
-            if names:
-                self._flights.append(self._launch(names))
-            if not self._flights or (names and len(self._flights) < self.limits.steps):
+            request_ids = batches.take(self._waiting, self.limits)
+            if request_ids:
+                self._flights.append(self._launch(request_ids))
+            if not self._flights or (request_ids and len(self._flights) < self.limits.steps):
                 return [], np.empty((0, 0), dtype=np.float32)
             flight = self._flights.popleft()
             if flight.done is not None:
                 flight.done.synchronize()
-            return flight.names, flight.rows.numpy()
+            return flight.request_ids, flight.rows.numpy()
 
     def prepare(self) -> bool:
-        """Capture the next CUDA graph; return whether more are left."""
+        """Capture the next CUDA graph; return False if there was none left."""
         with torch.inference_mode():
             return self._graphs is not None and self._graphs.capture_next()
 
     def shut_down(self) -> None:
-        """Let go of model and graphs, once the device computes nothing more."""
+        """Wait for the device, and release model and graphs."""
         if self._settings.gpu:
             torch.cuda.synchronize(self._settings.device)
         self._flights.clear()
         self._waiting.clear()
         del self._model, self._graphs
 
-    def _launch(self, names: list[str]) -> _Flight:
-        texts = [self._waiting.pop(name) for name in names]
+    def _launch(self, request_ids: list[str]) -> _Flight:
+        """Start a step: with a CUDA graph if one fits and was captured."""
+        texts = [self._waiting.pop(request_id) for request_id in request_ids]
         size = batches.size_of(texts)
         padded = self._graphs.find(size) if self._graphs else None
         source = batches.pack(texts, padded or size, pin=self._settings.gpu)
         if padded and self._graphs:
             rows = self._graphs.replay(padded, source)[: size.texts]
         else:
-            there = source.to(self._settings.device, non_blocking=True)
-            rows = self._model.forward(batches.unpack(there, size, map(len, texts)))
+            packed = source.to(self._settings.device, non_blocking=True)
+            rows = self._model.forward(batches.unpack(packed, size, map(len, texts)))
         if not self._settings.gpu:
-            return _Flight(names, rows, None, source)
+            return _Flight(request_ids, rows, None, source)
         host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
         host.copy_(rows, non_blocking=True)
         done = torch.cuda.Event()
         done.record()
-        return _Flight(names, host, done, source)
+        return _Flight(request_ids, host, done, source)

@@ -1,8 +1,8 @@
 """Triton kernels for the operations between matrix products, for 16 bits on a GPU.
 
-Each reads and writes its data once, and computes in float32. The sum of the layers is float32 too:
-rounded to 16 bits in each layer, it would cost most of the accuracy. With 28 layers of random
-weights 1 - cosine to float32 is 4e-5, and 1.3e-4 with a sum of 16 bits
+Each kernel reads and writes its data once, and computes in float32. The residual stream, the sum of
+all blocks, is float32 too. Rounded to 16 bits in each layer, it would cost most of the accuracy.
+With 28 layers of random weights, 1 - cosine to float32 is 4e-5, and 1.3e-4 with a sum of 16 bits
 (benchmarks/notes/torch-engine.md).
 """
 
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 GATE_BLOCK = 1024
-"""Columns of one program of `gate`."""
+"""Columns that one program of the kernel of `gate` computes."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -54,8 +54,8 @@ def _heads(  # type: ignore[no-untyped-def]
     scale = tl.rsqrt(squares / (2 * half) + epsilon)
     query = head < queries
     first_weight = tl.where(query, tl.load(q_norm + column), tl.load(k_norm + column))
-    far = column + half
-    second_weight = tl.where(query, tl.load(q_norm + far), tl.load(k_norm + far))
+    other = column + half
+    second_weight = tl.where(query, tl.load(q_norm + other), tl.load(k_norm + other))
     first = first * scale * first_weight.to(tl.float32)
     second = second * scale * second_weight.to(tl.float32)
     angle = angles + tl.load(positions + token).to(tl.int64) * (2 * half) + column
@@ -81,13 +81,13 @@ def add_norm(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> Ten
     """Add `x` to the residual stream in place, and return the RMSNorm of the sum.
 
     Args:
-        x: what a block computed (tokens, hidden), 16 bits, contiguous.
+        x: output of a block (tokens, hidden), 16 bits, contiguous.
         residual: the sum so far (tokens, hidden), float32, contiguous.
         weight: weight of the norm (hidden).
         epsilon: added to the mean square.
 
     Returns:
-        The norm (tokens, hidden), in the precision of `x`.
+        The normalized sum (tokens, hidden), in the precision of `x`.
     """
     out = torch.empty_like(x)
     tokens, width = x.shape
@@ -111,10 +111,10 @@ def heads(
     Args:
         qkv: queries, keys and values of each token (tokens, heads * head_dim), 16 bits, contiguous.
         q_norm: weight of the norm of queries (head_dim, a power of two).
-        k_norm: weight of the norm of keys.
+        k_norm: weight of the norm of keys (head_dim).
         angles: cosines and sines of each position, float32 (positions, head_dim).
-        positions: position of each token in its text.
-        counts: heads of queries, and of keys.
+        positions: position of each token in its text, int32 (tokens).
+        counts: number of query heads, and number of key heads.
         epsilon: added to the mean square.
     """
     tokens, row = qkv.shape

@@ -1,7 +1,7 @@
-"""CUDA graphs of whole steps, for a ladder of sizes.
+"""CUDA graphs of whole steps, for a fixed list of sizes.
 
-A small step's kernels take the host longer to launch than the GPU to run. A graph launches all of
-them at once. Steps are padded to the next size of the ladder.
+For a small step, the host needs longer to launch the kernels than the GPU to run them. A graph
+launches all of them at once. Steps are padded to the next size of the list.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ TOKENS = (
     *(32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072),
     *(4096, 4608, 5120, 6144, 7168, 8192),
 )
-"""Token counts of the ladder. Above 8,192 tokens a step of 0.6B keeps an H100 busy longer
-than the host."""
+"""Token counts of the sizes. Above 8,192 tokens a step of 0.6B keeps an H100 busy longer than the
+host, so a graph would save nothing."""
 MOST_TEXTS = 256
+"""Most texts of a step in a graph, without the padding."""
 LONGEST = 2048
-"""Most tokens of one text in a graph. FlashAttention 2 launches blocks for this length per text."""
+"""Most tokens of one text in a graph. FlashAttention 2 launches as many blocks for every text as
+the longest one could need, so a larger value would launch more that do nothing."""
 
 
-def ladder(most_tokens: int) -> list[Size]:
-    """Return the sizes of the graphs, rising, up to a number of tokens.
+def graph_sizes(most_tokens: int) -> list[Size]:
+    """Return the sizes of the graphs, in ascending order, up to a number of tokens.
 
     A size holds one text per eight tokens, and one more for the padding. The padding of a step is
-    never longer than `LONGEST`, because sizes are less than that apart.
+    never longer than `LONGEST`, because consecutive sizes differ by less than that.
     """
     return [
         Size(tokens, max(4, min(MOST_TEXTS, tokens // 8)) + 1, min(tokens, LONGEST))
@@ -39,7 +41,12 @@ def ladder(most_tokens: int) -> list[Size]:
 
 
 def fitting(size: Size, sizes: list[Size]) -> Size | None:
-    """Return the first size into which a step and the text of its padding fit; None for none."""
+    """Return the smallest size that holds a step and the text of its padding, if there is one.
+
+    Args:
+        size: size of the step.
+        sizes: sizes of the graphs, in ascending order.
+    """
     for padded in sizes:
         if padded.tokens >= size.tokens and padded.texts > size.texts:
             return padded if size.longest <= padded.longest else None
@@ -56,10 +63,11 @@ class _Captured:
 
 
 class Graphs:
-    """The graphs of one model. They share one pool of memory, so the largest is captured first.
+    """The graphs of one model.
 
-    A step whose graph is missing runs without. Its graph is captured before the next step, and all
-    others while the engine is idle.
+    A step whose graph is missing runs without one. That graph is captured before the next step, and
+    all others while the engine is idle. The graphs share one pool of memory, so the largest one is
+    captured first.
 
     Args:
         model: the loaded model.
@@ -69,15 +77,18 @@ class Graphs:
 
     def __init__(self, model: Qwen3, most_tokens: int, device: torch.device) -> None:
         self._model, self._device = model, device
-        self._sizes = ladder(most_tokens)
-        self._wanted: Size | None = None  # of the last step that had to run without
+        self._sizes = graph_sizes(most_tokens)
+        self._wanted: Size | None = None  # size that the last step without a graph lacked
         self._captured: dict[Size, _Captured] = {}
         self._pool = torch.cuda.graph_pool_handle()
         # cuBLAS keeps 32 MiB for every stream that it has been used on, until the process ends.
         self._stream = torch.cuda.Stream(device)
 
     def find(self, size: Size) -> Size | None:
-        """Return the size of a captured graph for a step; None if the step has to run without."""
+        """Return the size of the captured graph that fits a step.
+
+        None if there is none. `capture_wanted` then captures it, if a graph can have this size.
+        """
         padded = fitting(size, self._sizes)
         if padded in self._captured:
             return padded
@@ -85,9 +96,15 @@ class Graphs:
         return None
 
     def replay(self, size: Size, source: torch.Tensor) -> torch.Tensor:
-        """Run a step that was packed to a graph's size; return its vectors, on the device.
+        """Run a step.
 
-        The next replay overwrites them: copy them on the same stream.
+        Args:
+            size: what `find` returned.
+            source: the texts, packed to this size.
+
+        Returns:
+            The vectors on the device, float32 (size.texts, hidden). The next replay overwrites
+            them, so copy them on the same stream.
         """
         captured = self._captured[size]
         captured.source.copy_(source, non_blocking=True)
@@ -100,17 +117,18 @@ class Graphs:
             self._capture(self._wanted)
 
     def capture_next(self) -> bool:
-        """Capture the largest size that is left; return whether there was one."""
+        """Capture the largest graph that is missing; return False if none is."""
         left = [size for size in self._sizes if size not in self._captured]
         if left:
             self._capture(left[-1])
         return bool(left)
 
     def _capture(self, size: Size) -> None:
+        """Capture the forward pass of one size, with a text of one token and padding."""
         source = batches.pack([[0]], size).to(self._device)
         stream = self._stream
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries allocate at their first calls
+        with torch.cuda.stream(stream):  # libraries allocate memory at their first calls
             for _ in range(2):
                 self._model.forward(batches.unpack(source, size))
         torch.cuda.current_stream().wait_stream(stream)

@@ -1,7 +1,7 @@
 """The operations between matrix products: norms, rotary embedding, attention, activation.
 
-`TorchKernels` runs everywhere. `TritonKernels` fuses them for 16 bits on a GPU, and `VLLMKernels`
-adds the attention of an installed vLLM.
+`TorchKernels` runs everywhere. `TritonKernels` fuses the operations for bfloat16 on a GPU.
+`VLLMKernels` also uses the attention of an installed vLLM.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from qwen3_embeddings.errors import ConfigurationError, MissingDependencyError
 logger = logging.getLogger(__name__)
 
 FUSED_HEAD_DIMS = frozenset({64, 128, 256})
-"""Widths of a head for the fused kernels: Triton's blocks are powers of two, and FlashAttention has
-heads of up to 256 dimensions. Qwen3 has 128."""
+"""Head dimensions for which the fused kernels run: Triton's blocks are powers of two, and
+FlashAttention accepts at most 256. Qwen3 has 128."""
 
 
 class TorchKernels:
     """PyTorch's own operations.
+
+    In all methods, `tokens` is the number of tokens of a step.
 
     Args:
         shape: shape of the model.
@@ -37,15 +39,29 @@ class TorchKernels:
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
 
-    def turns(self, angles: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
-        """Return what `heads` needs of the rotary embedding, once per step."""
+    def rotary(self, angles: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        """Return what `heads` needs of the rotary embedding; the same for all layers of a step.
+
+        Args:
+            angles: cosines and sines of each position, float32 (positions, head_dim).
+            positions: position of each token in its text, int32 (tokens).
+        """
         cosines, sines = angles[positions].unsqueeze(1).chunk(2, dim=-1)
         return cosines, sines
 
     def add_norm(self, x: Tensor | None, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Add `x` to the residual stream; return the RMSNorm of the sum, and the sum.
+        """Add the output of a block to the residual stream, and normalize the sum.
 
-        The sum is float32: rounded to 16 bits in each layer, it would cost most of the accuracy.
+        The sum is float32: rounded to 16 bits in each layer, it would cost most of the accuracy
+        (figures in `fused`).
+
+        Args:
+            x: output of the block (tokens, hidden); None before the first block.
+            residual: the residual stream, float32 (tokens, hidden), which may be overwritten.
+            weight: weight of the RMSNorm (hidden).
+
+        Returns:
+            The RMSNorm of the sum, in the precision of `weight`, and the sum.
         """
         if x is not None:
             residual = residual + x
@@ -53,22 +69,40 @@ class TorchKernels:
         return normed.to(weight.dtype), residual
 
     def heads(
-        self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor, turns: tuple[Tensor, ...]
+        self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor, rotary: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return normalized and rotated queries and keys, and values: (tokens, heads, head_dim)."""
+        """Return normalized and rotated queries and keys, and the values.
+
+        Args:
+            qkv: their joint projection (tokens, (heads + 2 * kv_heads) * head_dim), which may be
+                overwritten.
+            q_norm: weight of the RMSNorm of queries (head_dim).
+            k_norm: weight of the RMSNorm of keys (head_dim).
+            rotary: what `rotary` returned.
+
+        Returns:
+            Queries (tokens, heads, head_dim); keys and values (tokens, kv_heads, head_dim).
+        """
         shape = self.shape
         q, k, v = self.split(qkv)
         q = F.rms_norm(q, q_norm.shape, q_norm, shape.epsilon)
         k = F.rms_norm(k, k_norm.shape, k_norm, shape.epsilon)
-        return _rotate(q, *turns), _rotate(k, *turns), v
+        return _rotate(q, *rotary), _rotate(k, *rotary), v
 
     def split(self, qkv: Tensor) -> list[Tensor]:
-        """Return views of queries, keys and values in one projection."""
+        """Return queries, keys and values as views of their joint projection."""
         counts = [self.shape.heads, self.shape.kv_heads, self.shape.kv_heads]
         return list(qkv.unflatten(1, (-1, self.shape.head_dim)).split(counts, dim=1))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
-        """Return causal attention within each text: (tokens, heads, head_dim)."""
+        """Return causal attention within each text: (tokens, heads, head_dim).
+
+        Args:
+            q: queries (tokens, heads, head_dim).
+            k: keys (tokens, kv_heads, head_dim).
+            v: values (tokens, kv_heads, head_dim).
+            batch: the texts.
+        """
         if not q.is_cuda or q.dtype == torch.float32:  # FlashAttention has 16 bits only
             return _attend_by_length(q, k, v, batch)
         from torch.nn.attention.varlen import varlen_attn
@@ -81,13 +115,17 @@ class TorchKernels:
         return out
 
     def gate(self, gate_up: Tensor) -> Tensor:
-        """Return SwiGLU: the SiLU of the first half of each row times the second half."""
+        """Return SwiGLU: the SiLU of the first half of each row times the second half.
+
+        Args:
+            gate_up: both halves (tokens, 2 * intermediate).
+        """
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
 
 class TritonKernels(TorchKernels):
-    """Fused operations, and PyTorch's FlashAttention, for 16 bits on a GPU.
+    """Fused operations, and PyTorch's FlashAttention, for bfloat16 on a GPU.
 
     Args:
         shape: shape of the model.
@@ -111,8 +149,8 @@ class TritonKernels(TorchKernels):
             ) from error
         self._fused = fused
 
-    def turns(self, angles: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
-        """Return the whole table and the positions: the kernel looks them up."""
+    def rotary(self, angles: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        """Return both arguments: the kernel looks the positions up in the table."""
         return angles, positions
 
     def add_norm(self, x: Tensor | None, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,10 +160,10 @@ class TritonKernels(TorchKernels):
         return self._fused.add_norm(x, residual, weight, self.shape.epsilon), residual
 
     def heads(
-        self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor, turns: tuple[Tensor, ...]
+        self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor, rotary: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normalize and rotate in place."""
-        angles, positions = turns
+        angles, positions = rotary
         counts = (self.shape.heads, self.shape.kv_heads)
         self._fused.heads(qkv, q_norm, k_norm, angles, positions, counts, self.shape.epsilon)
         q, k, v = self.split(qkv)
@@ -137,7 +175,7 @@ class TritonKernels(TorchKernels):
 
 
 class VLLMKernels(TritonKernels):
-    """The same with the FlashAttention of an installed vLLM, which is faster on Hopper.
+    """Fused operations with the FlashAttention of an installed vLLM, which is faster on Hopper.
 
     Args:
         shape: shape of the model.
@@ -148,7 +186,7 @@ class VLLMKernels(TritonKernels):
     def __init__(self, shape: Shape, device: torch.device, attention: Any) -> None:
         super().__init__(shape, device)
         self._attention = attention
-        # FlashAttention 3 is for Hopper.
+        # FlashAttention 3 runs on Hopper only.
         self._version = 3 if torch.cuda.get_device_capability(device)[0] == 9 else 2
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
@@ -163,15 +201,26 @@ class VLLMKernels(TritonKernels):
 
 
 def load(wanted: str) -> None:
-    """Import vLLM's FlashAttention if `choose` may use it; it reports what is missing."""
-    may = wanted in ("auto", "vllm") and torch.cuda.is_available()
-    if may and importlib.util.find_spec("vllm"):
+    """Import vLLM's FlashAttention if `choose` may use it.
+
+    `Backend.load` says why this comes before the start. An error is ignored: `choose` imports it
+    again, and reports the error.
+
+    Args:
+        wanted: the setting `kernels`.
+    """
+    may_use = wanted in ("auto", "vllm") and torch.cuda.is_available()
+    if may_use and importlib.util.find_spec("vllm"):
         with contextlib.suppress(ImportError):
             _import_vllm()
 
 
 def choose(shape: Shape, settings: Settings) -> TorchKernels:
-    """Return the kernels that the settings ask for; with "auto" the fastest that work here.
+    """Return the kernels that the settings name; for "auto", the fastest that work here.
+
+    Args:
+        shape: shape of the model.
+        settings: kernels, device and precision.
 
     Raises:
         ConfigurationError: they do not compute this model in this precision on this device.
@@ -196,6 +245,7 @@ def choose(shape: Shape, settings: Settings) -> TorchKernels:
 
 
 def _fused_kernels(wanted: str, shape: Shape, device: torch.device) -> TritonKernels:
+    """Return the fused kernels, with vLLM's FlashAttention if it is wanted or just installed."""
     if wanted == "vllm" or (wanted == "auto" and importlib.util.find_spec("vllm")):
         try:
             attention = _import_vllm()
@@ -217,15 +267,15 @@ def _import_vllm() -> Any:
 
 
 def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotate each pair of a first and a second half, in float32."""
+    """Apply the rotary embedding, in float32. Dimension i is paired with i + head_dim / 2."""
     first, second = x.float().chunk(2, dim=-1)
-    turned = (first * cosines - second * sines, second * cosines + first * sines)
-    return torch.cat(turned, dim=-1).to(x.dtype)
+    rotated = (first * cosines - second * sines, second * cosines + first * sines)
+    return torch.cat(rotated, dim=-1).to(x.dtype)
 
 
 def _attend_by_length(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
-    """Return attention, computed at once for all texts of one length."""
-    if q.is_cuda:  # its memory-efficient kernel for float32 wants a key head per query head
+    """Return causal attention, computed together for texts of equal length in succession."""
+    if q.is_cuda:  # the memory-efficient kernel for float32 needs as many key heads as query heads
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     parts, start = [], 0
     for count, length in batch.runs:

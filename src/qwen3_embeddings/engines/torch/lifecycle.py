@@ -28,6 +28,9 @@ INSTALL = (
 def load(engine_kwargs: dict[str, Any]) -> None:
     """Import PyTorch, and vLLM if its attention may be used.
 
+    Args:
+        engine_kwargs: arguments of the engine, not validated yet.
+
     Raises:
         MissingDependencyError: PyTorch cannot be imported.
     """
@@ -39,7 +42,17 @@ def load(engine_kwargs: dict[str, Any]) -> None:
 
 
 def start(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Core, Tokenizer, Served]:
-    """Start a core; also return the model's tokenizer, and what the core serves."""
+    """Start a core; also return the model's tokenizer, and what the core serves.
+
+    Args:
+        name: hub id or folder of the model.
+        dtype: "auto" (the checkpoint's own), "bfloat16" or "float32".
+        engine_kwargs: fields of `settings.Settings` that override the defaults.
+
+    Raises:
+        ConfigurationError: this engine does not compute the model, or a setting cannot work.
+        UnknownModelError: there is no such model, or its files do not fit together.
+    """
     from qwen3_embeddings.engines.torch import architecture, core, model, settings
 
     revision = settings.check_names(engine_kwargs).get("revision")
@@ -57,7 +70,7 @@ def start(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Core, T
 
 
 def explain(said: str, name: str, dtype: str, engine_kwargs: dict[str, Any]) -> str | None:
-    """Return why a start failed and what to do, behind "PyTorch could not start with …"."""
+    """Return why a start failed and what to do, to follow "PyTorch could not start with …"."""
     if not re.search(faults.OUT_OF_MEMORY, said):
         return None
     return (

@@ -21,7 +21,7 @@ KERNELS = ("auto", "torch", "triton", "vllm")
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of an engine.
+    """Settings of an engine. All except `dtype` are names that `engine_kwargs` accepts.
 
     Attributes:
         dtype: precision of weights and activations.
@@ -50,10 +50,10 @@ class Settings:
 
 
 def check_names(engine_kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the arguments, of which the engine knows each.
+    """Return the arguments, if the engine knows all of their names.
 
     Raises:
-        ConfigurationError: it does not know one.
+        ConfigurationError: it does not know one of them.
     """
     known = [field.name for field in fields(Settings) if field.name != "dtype"]
     for name in engine_kwargs:
@@ -69,7 +69,7 @@ def choose(model: Model, dtype: str, engine_kwargs: Mapping[str, Any]) -> Settin
     """Return the settings for a model on this machine.
 
     Args:
-        model: the shape of the checkpoint.
+        model: description of the checkpoint.
         dtype: "auto" (the checkpoint's own), "bfloat16" or "float32".
         engine_kwargs: settings that override the defaults.
 
@@ -107,6 +107,11 @@ def choose(model: Model, dtype: str, engine_kwargs: Mapping[str, Any]) -> Settin
 
 
 def _device(name: str | None) -> torch.device:
+    """Return the device of a name, with its index; without a name the first GPU, else the CPU.
+
+    Raises:
+        ConfigurationError: it is not here, or this engine does not run on it.
+    """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -128,6 +133,7 @@ def _device(name: str | None) -> torch.device:
 
 
 def _describe(device: torch.device) -> Device:
+    """Return what decides the defaults for a device."""
     if device.type == "cpu":
         return Device("cpu")
     properties = torch.cuda.get_device_properties(device)

@@ -17,18 +17,18 @@ class Weights:
 
     Args:
         model: hub id or folder, for messages.
-        tensors: what was read.
+        tensors: the tensors that were not taken yet.
     """
 
     model: str
     tensors: dict[str, torch.Tensor]
 
     def take(self, name: str, size: tuple[int | None, ...]) -> torch.Tensor:
-        """Return a tensor, and forget it here, so that joined ones are held once.
+        """Return a tensor and remove it here, so that the caller can free it.
 
         Args:
             name: its name.
-            size: its size; None for any.
+            size: its shape; None for a dimension of any size.
 
         Raises:
             UnknownModelError: it is missing or has another size.
@@ -51,7 +51,11 @@ class Weights:
 
 
 def read(name: str, settings: Settings) -> Weights:
-    """Read all weights except an output head onto the device, in its precision.
+    """Read all weights except an output head, which embedding does not use.
+
+    Args:
+        name: hub id or folder of the model.
+        settings: device and precision of the tensors, and revision of the model.
 
     Raises:
         UnknownModelError: there is no such model, or a file is missing.

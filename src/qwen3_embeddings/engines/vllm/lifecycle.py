@@ -40,7 +40,7 @@ def start(
 
 
 def explain(said: str, name: str, dtype: str, engine_kwargs: dict[str, Any]) -> str | None:
-    """Return why a start failed and what to do, behind "vLLM could not start with …"."""
+    """Return why a start failed and what to do, to follow "vLLM could not start with …"."""
 
     def asked_for() -> dict[str, Any]:
         model, device = models.describe(name), compat.this_device()
