@@ -68,8 +68,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     option = parser.add_argument
     option("--engine", choices=["vllm", "torch"], default="vllm",
-           help="torch: this package's own server over PyTorch, with no vLLM option except "
-           "--served-model-name, and with --engine-kwargs JSON as in doctor (vllm)")  # fmt: skip
+           help="torch: this package's own server over PyTorch. Of vLLM's options it has "
+           "--served-model-name only, and it has --engine-kwargs JSON (vllm)")  # fmt: skip
     option("--model", help="hub id or folder, in place of MODEL")
     option("--dimensions", type=int, help=f"dimensions for clients that ask for none, "
            f"{MIN_DIMENSIONS} to native (native)")  # fmt: skip
@@ -262,7 +262,7 @@ def shell_command(program: Sequence[str], flags: Sequence[str], *, with_key: boo
 def _program(model: str) -> list[str]:
     """Return the words that start vLLM's server on this machine.
 
-    That is ``vllm serve`` where that command works, and where vLLM is not installed.
+    That is ``vllm serve`` if this command works. It is also shown where vLLM is not installed.
     """
     installed = importlib.util.find_spec("vllm") is not None
     module = server_program(model)

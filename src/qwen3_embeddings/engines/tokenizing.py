@@ -13,8 +13,8 @@ SHORT = 256
 """Most characters that are tokenized on the event loop. Tokenizing a query of 12 words costs 18 µs
 of CPU time, and 78 µs in another thread (published tokenizer, one CPU)."""
 SHARED = 16384
-"""Most characters of a call that is tokenized together with others, which wait for all of its texts.
-With a higher limit a query would wait for many documents."""
+"""Most characters of a call that is tokenized together with others, which then wait for all of its
+texts. With a higher limit a query would wait for many documents."""
 
 Ids = list[list[int]]
 _Call = tuple[list[str], asyncio.Future[Ids | None]]

@@ -40,7 +40,8 @@ class Server:
     Args:
         engine: a started engine; all calls are made on the server's event loop.
         served: what it serves.
-        names: names that clients may use for the model, the listed ones first.
+        names: names of the model in ``GET /v1/models``; the first one is in the responses. Clients
+            may also use the name in `served`.
         dimensions: size of the vectors for clients that ask for none; None means native.
         key: key that every request must send, if there is one.
     """
@@ -142,7 +143,7 @@ class Server:
             self._metrics.answered(route, status, time.perf_counter() - started)
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answer a request, whatever is wrong with it."""
+        """Answer a request; turn every error except a closed connection into a response."""
         try:
             if not self._authorized(request):
                 return _refuse(_UNAUTHORIZED, {"WWW-Authenticate": "Bearer"})
@@ -150,7 +151,7 @@ class Server:
         except RequestError as error:
             return _refuse(error)
         except TextError as error:
-            return _refuse(wire.of_text(error, self._served.context))
+            return _refuse(wire.text_error(error, self._served.context))
         except Qwen3EmbeddingsError as error:
             logger.error("%s", error)
             return _refuse(_ENGINE_FAILED)
@@ -169,7 +170,7 @@ class Server:
             return _refuse(RequestError("the server failed. Look into its log.", 500))
 
     def _authorized(self, request: web.Request) -> bool:
-        """Whether a request has the key. That includes /health: a probe can send the key too."""
+        """Whether a request has the key. /health needs it too, because probes can send it."""
         if self._key is None:
             return True
         scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
@@ -199,8 +200,11 @@ _HTTP = {
 async def _fields(request: web.Request) -> dict[str, Any]:
     """Return the fields of a request's JSON object.
 
-    Another content type is refused. A page in a browser can send such a body to a server on
-    loopback without being asked for permission (CORS).
+    Other content types are refused. With some of them, a browser lets any web page send the body to
+    a server on loopback. For JSON it asks the server first (CORS preflight).
+
+    Raises:
+        RequestError: the content type or the body is not JSON.
     """
     if request.content_type != "application/json":
         raise RequestError("the content type is not application/json.", 415)
@@ -208,7 +212,7 @@ async def _fields(request: web.Request) -> dict[str, Any]:
 
 
 async def _send(request: web.Request, blocks: list[bytes], kind: str) -> web.StreamResponse:
-    """Send a large body block by block. As a whole, aiohttp would copy it on the event loop."""
+    """Send a large body block by block. aiohttp would copy a whole one on the event loop."""
     response = web.StreamResponse()
     response.content_type = kind
     response.content_length = sum(map(len, blocks))

@@ -58,7 +58,7 @@ class Metrics:
         """Count a request.
 
         Args:
-            route: one of the server's routes, or one label for all others.
+            route: path of a route of the server; "other" for all other paths and methods.
             status: HTTP status.
             seconds: how long it took.
         """

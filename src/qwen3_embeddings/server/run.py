@@ -31,7 +31,7 @@ one over aiohttp's default of 128 tries again after a second."""
 
 
 class _NotMalformed(logging.Filter):
-    """Drops aiohttp's reports of requests that are not HTTP. They quote headers, even a key."""
+    """Drops aiohttp's reports of malformed requests, which quote headers and so even a key."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a record may be logged."""
@@ -67,7 +67,7 @@ async def _serve(engine: Engine, make: Callable[[Served], Server], host: str, po
     _cancel_on_signal()
     async with contextlib.AsyncExitStack() as endings:
         endings.push_async_callback(engine.close)
-        sockets = bind(host, port)  # before the start, which is longer
+        sockets = bind(host, port)  # so that a port in use is reported before the long start
         for bound in sockets:
             endings.callback(bound.close)
         with contextlib.suppress(asyncio.CancelledError):
@@ -80,7 +80,7 @@ async def _serve(engine: Engine, make: Callable[[Served], Server], host: str, po
 
 
 async def listen(server: Server, sockets: Iterable[socket.socket]) -> web.AppRunner:
-    """Answer requests on bound sockets until `cleanup` of what is returned."""
+    """Answer requests on bound sockets until `cleanup` of the returned runner."""
     runner = web.AppRunner(
         server.app(),
         access_log=None,

@@ -18,8 +18,8 @@ from qwen3_embeddings.vectors import Vectors, check_dimensions
 FORMATS = ("float", "base64", "bytes_only")
 """Values of ``encoding_format``: OpenAI's two, and vLLM's raw float32 rows."""
 BLOCK = 65536
-"""Most values of vectors that are written at once. As JSON floats they cost 1.5 to 3 ms: 2,048
-vectors of 1,024 would stop the event loop for 90 ms."""
+"""Most values of vectors that are serialized at once. As JSON floats they cost 1.5 to 3 ms. In one
+piece, 2,048 vectors of 1,024 dimensions would stop the event loop for 90 ms."""
 MOST_TEXTS = 2048
 """Most texts of one request, as at OpenAI (API reference, "Create embeddings")."""
 FIXED: dict[str, tuple[Any, ...]] = {
@@ -32,9 +32,9 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (),
     "use_activation": (True,),
 }
-"""Fields of vLLM that change the vectors, and the values that mean what this server does. Another
-value is refused, because ignoring it would return another vector than the client expects. Fields
-that are not listed are ignored, as OpenAI and vLLM do."""
+"""Fields of vLLM that change the vectors, and the values that agree with this server. Other values
+are refused, because the client would get other vectors than it expects. Fields that are not listed
+are ignored, as by OpenAI and vLLM."""
 
 
 class RequestError(Exception):
@@ -62,7 +62,7 @@ class Texts:
         prompts: the texts, or their token ids.
         form: one of `FORMATS`.
         dimensions: size of the vectors.
-        urgent: whether they have priority over others.
+        urgent: True for queries, which have priority over documents.
     """
 
     prompts: list[Prompt]
@@ -75,7 +75,7 @@ def read_object(body: bytes) -> dict[str, Any]:
     """Return the JSON object of a body.
 
     Raises:
-        RequestError: it is none.
+        RequestError: the body is not a JSON object.
     """
     try:
         value = orjson.loads(body)
@@ -130,7 +130,7 @@ def check_fixed(fields: dict[str, Any]) -> None:
 
 
 def check_model(fields: dict[str, Any], names: Sequence[str]) -> None:
-    """Check the model that a request names; without a name it means the served one.
+    """Check the model that a request names. A request without a name means the served model.
 
     Raises:
         RequestError: it is not served here.
@@ -168,7 +168,7 @@ def _prompts(value: Any, vocabulary: int | None) -> list[Prompt]:
 
 
 def _check_ids(position: int, ids: list[Any], vocabulary: int | None) -> None:
-    """Refuse ids that the model has no embedding for: a GPU's engine would die of them."""
+    """Refuse ids that the model has no embedding for. On a GPU they would end the engine."""
     if set(map(type, ids)) != {int}:
         raise RequestError(f"input[{position}] is not a list of token ids.", param="input")
     if min(ids) < 0 or (vocabulary is not None and max(ids) >= vocabulary):
@@ -179,8 +179,13 @@ def _check_ids(position: int, ids: list[Any], vocabulary: int | None) -> None:
         )
 
 
-def of_text(error: TextError, context: int | None) -> RequestError:
-    """Return the refusal of a request for the texts that an engine's error names."""
+def text_error(error: TextError, context: int | None) -> RequestError:
+    """Return the error of a request whose texts the engine refused.
+
+    Args:
+        error: the engine's error.
+        context: longest input in tokens.
+    """
     named = ", ".join(map(str, error.positions[:10]))
     if isinstance(error, TextTooLongError):
         return RequestError(
@@ -193,16 +198,19 @@ def of_text(error: TextError, context: int | None) -> RequestError:
 
 
 async def answer(rows: Vectors, form: str, model: str, tokens: int) -> tuple[list[bytes], str]:
-    """Return the body of an embeddings response in blocks, and its content type.
+    """Write the body of an embeddings response.
 
-    The event loop serves other requests between two blocks. A thread would not help: orjson holds
-    the interpreter's lock.
+    The event loop serves other requests between two blocks. A thread would not help, because orjson
+    holds the interpreter's lock.
 
     Args:
-        rows: the vectors (n, dimensions).
+        rows: the vectors (n, dimensions), n at least 1.
         form: one of `FORMATS`.
         model: name of the model.
         tokens: number of tokens in all texts.
+
+    Returns:
+        The body in blocks, and its content type.
     """
     rows = np.ascontiguousarray(rows, dtype="<f4")
     size = max(1, BLOCK // rows.shape[1])
