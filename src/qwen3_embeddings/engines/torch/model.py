@@ -134,7 +134,7 @@ def _padded(table: torch.Tensor, vocabulary: int) -> torch.Tensor:
 def _angles(shape: Shape, settings: Settings) -> torch.Tensor:
     """Return cosines and sines of all positions (max_model_len, head_dim).
 
-    They are float32, because a table in bfloat16 costs accuracy.
+    They are float32 for every precision of the model, because the rotation is computed in float32.
     """
     exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
     positions = torch.arange(settings.max_model_len, dtype=torch.float32)
