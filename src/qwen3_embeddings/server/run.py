@@ -23,8 +23,11 @@ from qwen3_embeddings.server.app import Server
 
 STOP_SECONDS = 20
 """How long requests in progress may last after the first signal."""
+WRITE_SECONDS = 2
+"""How long the connections may then take to send what was written. aiohttp waits that long twice:
+before and after it ends what a request may still read."""
 CLOSE_SECONDS = 10
-"""How long the engine may then take to close."""
+"""How long connections and engine may then take to close."""
 BACKLOG = 2048
 """Connections that may wait to be accepted, as with uvicorn. When 256 callers connect at once, each
 one over aiohttp's default of 128 tries again after a second."""
@@ -72,7 +75,8 @@ async def _serve(engine: Engine, make: Callable[[Served], Server], host: str, po
             endings.callback(bound.close)
         with contextlib.suppress(asyncio.CancelledError):
             server = make(await engine.start())
-            endings.push_async_callback((await listen(server, sockets)).cleanup)
+            runner = await listen(server, sockets)
+            endings.push_async_callback(stop, runner, server)
             gc.freeze()  # a full collection of PyTorch's objects would stop all requests
             shown = f"[{host}]" if ":" in host else host
             print(f"qwen3-embeddings: listening on http://{shown}:{port}", file=sys.stderr)
@@ -84,14 +88,26 @@ async def listen(server: Server, sockets: Iterable[socket.socket]) -> web.AppRun
     runner = web.AppRunner(
         server.app(),
         access_log=None,
+        auto_decompress=False,  # it would decompress before the key is checked, on the event loop
         logger=_http_logger,
         handler_cancellation=True,  # a client that has gone wants no vectors
-        shutdown_timeout=STOP_SECONDS,
+        shutdown_timeout=WRITE_SECONDS,
     )
     await runner.setup()
     for bound in sockets:
         await web.SockSite(runner, bound, backlog=BACKLOG).start()
     return runner
+
+
+async def stop(runner: web.AppRunner, server: Server) -> None:
+    """End the listening, let the requests in progress finish, and close all connections.
+
+    aiohttp's `cleanup` alone would read nothing more, and lose requests whose body is still coming.
+    """
+    for site in list(runner.sites):
+        await site.stop()
+    await server.finish(STOP_SECONDS)
+    await runner.cleanup()
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
