@@ -737,6 +737,29 @@ def test_sigterm_finishes_requests_and_a_second_signal_does_not(
         assert KEY not in log.read_text()
 
 
+FEW_FILES = """
+import resource, sys
+from qwen3_embeddings.cli.main import main
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_more_connections_than_the_first_limit_of_open_files_are_accepted(
+    checkpoint: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with (
+        process(checkpoint, log, script=FEW_FILES) as (_, client),
+        contextlib.ExitStack() as connections,
+    ):
+        for _ in range(100):
+            connected = socket.create_connection(("127.0.0.1", client.base_url.port))
+            connections.enter_context(connected)
+        assert httpx.get(f"{client.base_url}/health").status_code == 401
+    assert "Traceback" not in log.read_text()
+
+
 def test_sigterm_while_a_body_is_received_answers_the_request(
     checkpoint: str, tmp_path: Path
 ) -> None:

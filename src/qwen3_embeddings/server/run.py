@@ -8,6 +8,7 @@ import errno
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -31,6 +32,9 @@ CLOSE_SECONDS = 10
 BACKLOG = 2048
 """Connections that may wait to be accepted, as with uvicorn. When 256 callers connect at once, each
 one over aiohttp's default of 128 tries again after a second."""
+OPEN_FILES = 65535
+"""Most open files, of which each connection is one, if the system allows them (as in vLLM). Many
+systems start a process with 1,024. Over the limit asyncio accepts nobody, and logs without end."""
 
 
 class _NotMalformed(logging.Filter):
@@ -62,6 +66,7 @@ def run(engine: Engine, make: Callable[[Served], Server], host: str, port: int) 
         ConfigurationError: the address cannot be used.
         Qwen3EmbeddingsError: the engine does not start.
     """
+    _allow_open_files()
     asyncio.run(_serve(engine, make, host, port))
     return 0
 
@@ -151,6 +156,15 @@ def _bound(family: int, address: Any) -> socket.socket:
         bound.close()
         raise
     return bound
+
+
+def _allow_open_files() -> None:
+    """Raise this process's own limit of open files."""
+    own, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
+    if own < wanted and own != resource.RLIM_INFINITY:
+        with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _cancel_on_signal() -> None:
