@@ -834,6 +834,9 @@ def test_sigterm_during_the_start_ends_the_server(checkpoint: str, tmp_path: Pat
         (["--engine-kwargs", "[]"], "is not a JSON object"),
         (["--engine-kwargs", '{"tensor_parallel_size": 2}'], "which engine='torch' does not know"),
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1:8000"),
+        (["--host", "a" * 64], "cannot listen on aaaa"),
+        (["--host", "x..y"], "cannot listen on x..y:8000"),
+        (["--served-model-name", "a", "\udcff"], "--served-model-name holds a character"),
     ],
 )
 def test_serve_torch_with_wrong_options_says_why(

@@ -74,6 +74,10 @@ def _own_options(options: argparse.Namespace) -> argparse.Namespace:
     parser.add_argument("--served-model-name", nargs="+")
     parser.add_argument("--engine-kwargs", type=json_object)
     own, rest = parser.parse_known_args(options.vllm_flags)
+    if not "".join(own.served_model_name or []).isprintable():
+        raise ConfigurationError(
+            "--served-model-name holds a character that cannot be printed. Choose another name."
+        )
     if options.api_server_count is not None:
         rest.append("--api-server-count")
     if rest:

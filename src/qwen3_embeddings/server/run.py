@@ -133,10 +133,11 @@ def bind(host: str, port: int) -> list[socket.socket]:
                 failed = error
         if failed and not sockets:
             raise failed
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a name with a part of 64 characters
+        said = getattr(error, "strerror", None) or error
         raise ConfigurationError(
-            f"cannot listen on {host}:{port} ({error.strerror or error}). Choose another --host or "
-            "--port, or end the program that listens there."
+            f"cannot listen on {host}:{port} ({said}). Choose another --host or --port, or end the "
+            "program that listens there."
         ) from error
     return sockets
 
