@@ -780,21 +780,23 @@ def test_sigterm_while_a_body_is_received_answers_the_request(
 
 
 SHORT_STOP = """
-import sys
-from qwen3_embeddings.cli import serve
+import sys, time
 from qwen3_embeddings.cli.main import main
+from qwen3_embeddings.engines.torch.core import Core
 from qwen3_embeddings.server import run
 run.STOP_SECONDS, run.WRITE_SECONDS, run.CLOSE_SECONDS = 4, 0.5, 3
-sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.parametrize("long", ["request", "step"])
 def test_sigterm_during_a_request_that_does_not_end_in_time_exits_with_0(
-    checkpoint: str, tmp_path: Path
+    long: str, checkpoint: str, tmp_path: Path
 ) -> None:
     endless = {"input": [[5] * 2000] * MOST_TEXTS}
+    script = SHORT_STOP + ("Core.step = lambda _: time.sleep(600)\n" if long == "step" else "")
+    script += "sys.exit(main(sys.argv[1:]))"
     with (
-        process(checkpoint, tmp_path / "log", script=SHORT_STOP) as (server, client),
+        process(checkpoint, tmp_path / "log", script=script) as (server, client),
         ThreadPoolExecutor(1) as pool,
     ):
         answer = pool.submit(client.post, "/v1/embeddings", json=endless)

@@ -28,7 +28,7 @@ WRITE_SECONDS = 2
 """How long the connections may then take to send what was written. aiohttp waits that long twice:
 before and after it ends what a request may still read."""
 CLOSE_SECONDS = 10
-"""How long connections and engine may then take to close."""
+"""How long the engine may then take to close: it waits for the step in progress."""
 BACKLOG = 2048
 """Connections that may wait to be accepted, as with uvicorn. When 256 callers connect at once, each
 one over aiohttp's default of 128 tries again after a second."""
@@ -171,7 +171,7 @@ def _allow_open_files() -> None:
 def _cancel_on_signal() -> None:
     """Cancel the current task at the first signal, and end the process at the second.
 
-    SIGALRM, whose default action ends the process, limits the time between the two.
+    SIGALRM ends the process when a stop lasts too long, for example behind a long step.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
@@ -181,7 +181,8 @@ def _cancel_on_signal() -> None:
         if received:
             os._exit(128 + number)
         received.append(number)
-        signal.alarm(STOP_SECONDS + CLOSE_SECONDS)
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+        signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS + 2 * WRITE_SECONDS + CLOSE_SECONDS)
         task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
