@@ -307,6 +307,15 @@ def test_engine_kwargs_that_cannot_work_are_refused(
         direct(checkpoint, **engine_kwargs).start()
 
 
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_device_is_any_name_of_pytorch_for_the_cpu(
+    device: str, checkpoint: str, torch_embedder: Embedder
+) -> None:
+    with direct(checkpoint, device=device) as embedder:
+        found = embedder.encode_document(["one"])
+    np.testing.assert_array_equal(found, torch_embedder.encode_document(["one"]))
+
+
 def test_start_without_memory_says_what_to_lower(
     checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

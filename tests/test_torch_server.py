@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +36,7 @@ from safetensors.numpy import load_file, save_file
 
 from conftest import RunningServer, free_port, wait_until_healthy
 from qwen3_embeddings import Embedder, TextRefusedError, truncate
+from qwen3_embeddings.cli import serve
 from qwen3_embeddings.cli.main import main
 from qwen3_embeddings.engines.base import Engine, Served
 from qwen3_embeddings.engines.openai import wire as client_wire
@@ -290,6 +292,33 @@ def test_embeddings_with_a_broken_encoding_is_refused(client: httpx.Client) -> N
     assert "Content-Encoding" in answer.json()["error"]["message"]
     packed = gzip.compress(b'{"input": "a"}')
     assert client.post("/v1/embeddings", content=packed, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "other"])
+def test_body_is_decoded_after_the_key_is_checked(encoding: str, client: httpx.Client) -> None:
+    """Otherwise 2 MiB of gzip, from anyone, would stop the event loop for seconds."""
+    headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+    body = b'{"input": "a"}'
+    answer = client.post("/v1/embeddings", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (415, "invalid_request_error")
+    wrong = headers | {"Authorization": "Bearer wrong"}
+    answer = client.post("/v1/embeddings", content=body, headers=wrong)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+
+
+def test_compressed_body_is_whole_and_within_the_limit(client: httpx.Client) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    packed = gzip.compress(b'{"input": "a"}')
+    large = gzip.compress(b" " * (MOST_BYTES + 1))
+    for body, status in [(packed[:-4], 400), (packed + b"more", 400), (b"", 400), (large, 413)]:
+        answer = client.post("/v1/embeddings", content=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (
+            status,
+            "invalid_request_error",
+        )
+    headers["Content-Encoding"] = "Deflate"
+    body = zlib.compress(b'{"input": "a"}')
+    assert client.post("/v1/embeddings", content=body, headers=headers).status_code == 200
 
 
 def test_tokenize_without_a_text_is_refused(client: httpx.Client) -> None:
@@ -637,11 +666,12 @@ async def test_engine_of_the_benchmark_answers(kind: str, checkpoint: str) -> No
 
 @contextlib.contextmanager
 def process(
-    checkpoint: str, log: Path, *flags: str, wait: bool = True
+    checkpoint: str, log: Path, *flags: str, wait: bool = True, script: str = ""
 ) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
-    """A server process that a test may end, and its client."""
+    """A server process that a test may end, and its client; a script may replace the program."""
     port = free_port()
-    command = [sys.executable, "-m", "qwen3_embeddings", "serve", checkpoint, "--engine", "torch"]
+    program = ["-c", script] if script else ["-m", "qwen3_embeddings"]
+    command = [sys.executable, *program, "serve", checkpoint, "--engine", "torch"]
     command += ["--port", str(port), "--dtype", "float32", *flags]
     environment = os.environ | {"QWEN3_EMBEDDINGS_API_KEY": KEY}
     with log.open("wb") as file:
@@ -707,6 +737,76 @@ def test_sigterm_finishes_requests_and_a_second_signal_does_not(
         assert KEY not in log.read_text()
 
 
+FEW_FILES = """
+import resource, sys
+from qwen3_embeddings.cli.main import main
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_more_connections_than_the_first_limit_of_open_files_are_accepted(
+    checkpoint: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with (
+        process(checkpoint, log, script=FEW_FILES) as (_, client),
+        contextlib.ExitStack() as connections,
+    ):
+        for _ in range(100):
+            connected = socket.create_connection(("127.0.0.1", client.base_url.port))
+            connections.enter_context(connected)
+        assert httpx.get(f"{client.base_url}/health").status_code == 401
+    assert "Traceback" not in log.read_text()
+
+
+def test_sigterm_while_a_body_is_received_answers_the_request(
+    checkpoint: str, tmp_path: Path
+) -> None:
+    body = json.dumps({"input": "a"}).encode()
+    head = "POST /v1/embeddings HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+    head += f"Authorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+    with process(checkpoint, tmp_path / "log") as (server, client):
+        with socket.create_connection(("127.0.0.1", client.base_url.port), 60) as connection:
+            connection.sendall(head.encode() + body[:5])
+            client.get("/health")  # behind it in the server's event loop
+            server.terminate()
+            until(lambda: not listens(client))
+            connection.sendall(body[5:])
+            answer = connection.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert b"\r\nConnection: close\r\n" in answer
+        assert server.wait(30) == 0
+
+
+SHORT_STOP = """
+import sys, time
+from qwen3_embeddings.cli.main import main
+from qwen3_embeddings.engines.torch.core import Core
+from qwen3_embeddings.server import run
+run.STOP_SECONDS, run.WRITE_SECONDS, run.CLOSE_SECONDS = 4, 0.5, 3
+"""
+
+
+@pytest.mark.parametrize("long", ["request", "step"])
+def test_sigterm_during_a_request_that_does_not_end_in_time_exits_with_0(
+    long: str, checkpoint: str, tmp_path: Path
+) -> None:
+    endless = {"input": [[5] * 2000] * MOST_TEXTS}
+    script = SHORT_STOP + ("Core.step = lambda _: time.sleep(600)\n" if long == "step" else "")
+    script += "sys.exit(main(sys.argv[1:]))"
+    with (
+        process(checkpoint, tmp_path / "log", script=script) as (server, client),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        answer = pool.submit(client.post, "/v1/embeddings", json=endless)
+        until(lambda: in_progress(client))
+        server.terminate()
+        assert isinstance(answer.exception(), httpx.HTTPError)
+        assert server.wait(30) == 0
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
 def test_sigterm_during_the_start_ends_the_server(checkpoint: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with process(checkpoint, log, wait=False) as (server, _):
@@ -736,6 +836,9 @@ def test_sigterm_during_the_start_ends_the_server(checkpoint: str, tmp_path: Pat
         (["--engine-kwargs", "[]"], "is not a JSON object"),
         (["--engine-kwargs", '{"tensor_parallel_size": 2}'], "which engine='torch' does not know"),
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1:8000"),
+        (["--host", "a" * 64], "cannot listen on aaaa"),
+        (["--host", "x..y"], "cannot listen on x..y:8000"),
+        (["--served-model-name", "a", "\udcff"], "--served-model-name holds a character"),
     ],
 )
 def test_serve_torch_with_wrong_options_says_why(
@@ -768,6 +871,24 @@ def test_serve_torch_without_its_extra_names_the_command(
     )
     assert main(["serve", checkpoint, "--engine", "torch"]) == 1
     assert "Run pip install 'qwen3-embeddings[torch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("engine", ["torch", "vllm"])
+@pytest.mark.parametrize("key", [f" {KEY}", f"{KEY}\n", "  ", "schl\xfcssel", "\udcff", "a\tb"])
+def test_serve_with_a_key_that_no_client_can_send_says_so(
+    key: str,
+    engine: str,
+    checkpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("QWEN3_EMBEDDINGS_API_KEY", key)
+    monkeypatch.setattr(running, "run", lambda *_: 0)
+    monkeypatch.setattr(serve, "supervise", lambda *_: 0)
+    assert main(["serve", checkpoint, "--engine", engine]) == 1
+    written = capsys.readouterr()
+    assert "no client could send it. Set it again." in written.err
+    assert not key.strip() or key.strip() not in written.err + written.out
 
 
 @pytest.mark.parametrize(("key", "warned"), [("", True), (KEY, False)])

@@ -83,6 +83,11 @@ def shown(headers: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, value in hidden.items() if not isinstance(value, Secret)}
 
 
+def fits_header(value: str) -> bool:
+    """Whether every HTTP client can send a value in a header, and nothing on the way changes it."""
+    return value.isascii() and value.isprintable() and value == value.strip()
+
+
 def hide_texts(said: str, texts: Iterable[str]) -> str:
     """Return `said` with "…" for every quoted piece of a text, plain or escaped as JSON or Python.
 

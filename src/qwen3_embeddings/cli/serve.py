@@ -29,6 +29,7 @@ from qwen3_embeddings.engines.vllm.compat import server_program, this_device
 from qwen3_embeddings.engines.vllm.defaults import GIB, Device, engine_arguments
 from qwen3_embeddings.errors import ConfigurationError, MissingDependencyError
 from qwen3_embeddings.models import MIN_DIMENSIONS
+from qwen3_embeddings.redaction import Secret, fits_header
 from qwen3_embeddings.vectors import check_dimensions
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -94,10 +95,10 @@ def run(options: argparse.Namespace) -> int:
     flags = server_flags(options)
     program = _program(options.model)
     environment = {"VLLM_NO_USAGE_STATS": "1"}
-    if key := os.environ.get("QWEN3_EMBEDDINGS_API_KEY"):
-        environment["VLLM_API_KEY"] = key
+    if key := own_key():
+        environment["VLLM_API_KEY"] = key.get_secret_value()
     if options.print:
-        print(shell_command(program, flags, with_key=bool(key)))
+        print(shell_command(program, flags, with_key=key is not None))
         return 0
     if options.host not in LOOPBACK:
         _warn_of_open_routes("VLLM_API_KEY" in environment | os.environ)
@@ -115,6 +116,21 @@ def check_options(options: argparse.Namespace) -> None:
     # vLLM accepts abbreviations. Other users of a machine can read its command lines.
     if any(_bare(word).startswith("api-k") for word in options.vllm_flags if word[:2] == "--"):
         raise ConfigurationError("--api-key would show the key. Set QWEN3_EMBEDDINGS_API_KEY.")
+
+
+def own_key() -> Secret | None:
+    """Return the key that clients must send, if there is one.
+
+    Raises:
+        ConfigurationError: no client could send it, so the server would refuse everyone.
+    """
+    key = os.environ.get("QWEN3_EMBEDDINGS_API_KEY")
+    if key and not fits_header(key):
+        raise ConfigurationError(
+            "QWEN3_EMBEDDINGS_API_KEY holds a character no HTTP header can, or space around it, so "
+            "no client could send it. Set it again."
+        )
+    return Secret.of(key)
 
 
 def _choose_model(options: argparse.Namespace) -> None:

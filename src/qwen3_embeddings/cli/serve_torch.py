@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import NoReturn
 
 from qwen3_embeddings import models
 from qwen3_embeddings.cli.doctor import json_object
-from qwen3_embeddings.cli.serve import LOOPBACK
+from qwen3_embeddings.cli.serve import LOOPBACK, own_key
 from qwen3_embeddings.engines.base import require
 from qwen3_embeddings.engines.torch.engine import TorchEngine
 from qwen3_embeddings.errors import ConfigurationError
-from qwen3_embeddings.redaction import Secret
 from qwen3_embeddings.vectors import check_dimensions
 
 NEEDED = ("aiohttp", "orjson", "prometheus_client")
@@ -30,7 +28,8 @@ def run(options: argparse.Namespace) -> int:
     """Start the server, serve until a signal, and return the exit code.
 
     Raises:
-        ConfigurationError: an option is not one of this server, or has a value that cannot work.
+        ConfigurationError: an option is not one of this server, or has a value that cannot work, or
+            no client could send the key.
         MissingDependencyError: the extra torch-server is not installed.
         Qwen3EmbeddingsError: the model cannot be loaded.
     """
@@ -41,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     if dimensions is not None:
         dimensions = check_dimensions(dimensions, models.describe(options.model).dimensions)
     engine = TorchEngine(options.model, dtype=options.dtype, engine_kwargs=own.engine_kwargs)
-    key = Secret.of(os.environ.get("QWEN3_EMBEDDINGS_API_KEY"))
+    key = own_key()
     if key is None and options.host not in LOOPBACK:
         print(
             "qwen3-embeddings: anyone who reaches this port can use the server. Set "
@@ -75,6 +74,10 @@ def _own_options(options: argparse.Namespace) -> argparse.Namespace:
     parser.add_argument("--served-model-name", nargs="+")
     parser.add_argument("--engine-kwargs", type=json_object)
     own, rest = parser.parse_known_args(options.vllm_flags)
+    if not "".join(own.served_model_name or []).isprintable():
+        raise ConfigurationError(
+            "--served-model-name holds a character that cannot be printed. Choose another name."
+        )
     if options.api_server_count is not None:
         rest.append("--api-server-count")
     if rest:

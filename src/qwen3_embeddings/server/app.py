@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import time
@@ -61,6 +62,9 @@ class Server:
         self._key = key
         self._metrics = Metrics(names[0])
         self._since = int(time.time())
+        self._requests = 0  # in progress
+        self._stopping = False
+        self._idle = asyncio.Event()
 
     def app(self) -> web.Application:
         """Return the aiohttp application."""
@@ -72,6 +76,19 @@ class Server:
         app.router.add_get("/version", self.version)
         app.router.add_get("/metrics", self.metrics)
         return app
+
+    async def finish(self, seconds: float) -> None:
+        """Wait for the requests in progress. From now on each response closes its connection.
+
+        Args:
+            seconds: how long to wait at most.
+        """
+        self._stopping = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._requests:
+                    self._idle.clear()
+                    await self._idle.wait()
 
     # Routes.
 
@@ -133,11 +150,17 @@ class Server:
         """Answer a request and count it."""
         started = time.perf_counter()
         status = CANCELLED
+        self._requests += 1
         try:
             response = await self._answer(request, handler)
             status = response.status
+            if self._stopping:
+                response.force_close()
             return response
         finally:
+            self._requests -= 1
+            if not self._requests:
+                self._idle.set()
             resource = request.match_info.route.resource
             route = resource.canonical if resource else "other"
             self._metrics.answered(route, status, time.perf_counter() - started)
@@ -208,7 +231,16 @@ async def _fields(request: web.Request) -> dict[str, Any]:
     """
     if request.content_type != "application/json":
         raise RequestError("the content type is not application/json.", 415)
-    return wire.read_object(await request.read())
+    body = await request.read()
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding != "identity":
+        try:
+            body = await in_thread(wire.decompress, body, encoding, MOST_BYTES)
+        except ValueError as error:
+            raise web.RequestPayloadError(str(error)) from error
+        if len(body) > MOST_BYTES:
+            raise web.HTTPRequestEntityTooLarge(MOST_BYTES, len(body))
+    return wire.read_object(body)
 
 
 async def _send(request: web.Request, blocks: list[bytes], kind: str) -> web.StreamResponse:

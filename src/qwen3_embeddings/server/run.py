@@ -8,6 +8,7 @@ import errno
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -23,11 +24,17 @@ from qwen3_embeddings.server.app import Server
 
 STOP_SECONDS = 20
 """How long requests in progress may last after the first signal."""
+WRITE_SECONDS = 2
+"""How long the connections may then take to send what was written. aiohttp waits that long twice:
+before and after it ends what a request may still read."""
 CLOSE_SECONDS = 10
-"""How long the engine may then take to close."""
+"""How long the engine may then take to close: it waits for the step in progress."""
 BACKLOG = 2048
 """Connections that may wait to be accepted, as with uvicorn. When 256 callers connect at once, each
 one over aiohttp's default of 128 tries again after a second."""
+OPEN_FILES = 65535
+"""Most open files, of which each connection is one, if the system allows them (as in vLLM). Many
+systems start a process with 1,024. Over the limit asyncio accepts nobody, and logs without end."""
 
 
 class _NotMalformed(logging.Filter):
@@ -59,6 +66,7 @@ def run(engine: Engine, make: Callable[[Served], Server], host: str, port: int) 
         ConfigurationError: the address cannot be used.
         Qwen3EmbeddingsError: the engine does not start.
     """
+    _allow_open_files()
     asyncio.run(_serve(engine, make, host, port))
     return 0
 
@@ -72,7 +80,8 @@ async def _serve(engine: Engine, make: Callable[[Served], Server], host: str, po
             endings.callback(bound.close)
         with contextlib.suppress(asyncio.CancelledError):
             server = make(await engine.start())
-            endings.push_async_callback((await listen(server, sockets)).cleanup)
+            runner = await listen(server, sockets)
+            endings.push_async_callback(stop, runner, server)
             gc.freeze()  # a full collection of PyTorch's objects would stop all requests
             shown = f"[{host}]" if ":" in host else host
             print(f"qwen3-embeddings: listening on http://{shown}:{port}", file=sys.stderr)
@@ -84,14 +93,26 @@ async def listen(server: Server, sockets: Iterable[socket.socket]) -> web.AppRun
     runner = web.AppRunner(
         server.app(),
         access_log=None,
+        auto_decompress=False,  # it would decompress before the key is checked, on the event loop
         logger=_http_logger,
         handler_cancellation=True,  # a client that has gone wants no vectors
-        shutdown_timeout=STOP_SECONDS,
+        shutdown_timeout=WRITE_SECONDS,
     )
     await runner.setup()
     for bound in sockets:
         await web.SockSite(runner, bound, backlog=BACKLOG).start()
     return runner
+
+
+async def stop(runner: web.AppRunner, server: Server) -> None:
+    """End the listening, let the requests in progress finish, and close all connections.
+
+    aiohttp's `cleanup` alone would read nothing more, and lose requests whose body is still coming.
+    """
+    for site in list(runner.sites):
+        await site.stop()
+    await server.finish(STOP_SECONDS)
+    await runner.cleanup()
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
@@ -112,10 +133,11 @@ def bind(host: str, port: int) -> list[socket.socket]:
                 failed = error
         if failed and not sockets:
             raise failed
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a name with a part of 64 characters
+        said = getattr(error, "strerror", None) or error
         raise ConfigurationError(
-            f"cannot listen on {host}:{port} ({error.strerror or error}). Choose another --host or "
-            "--port, or end the program that listens there."
+            f"cannot listen on {host}:{port} ({said}). Choose another --host or --port, or end the "
+            "program that listens there."
         ) from error
     return sockets
 
@@ -137,10 +159,19 @@ def _bound(family: int, address: Any) -> socket.socket:
     return bound
 
 
+def _allow_open_files() -> None:
+    """Raise this process's own limit of open files."""
+    own, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
+    if own < wanted and own != resource.RLIM_INFINITY:
+        with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
 def _cancel_on_signal() -> None:
     """Cancel the current task at the first signal, and end the process at the second.
 
-    SIGALRM, whose default action ends the process, limits the time between the two.
+    SIGALRM ends the process when a stop lasts too long, for example behind a long step.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
@@ -150,7 +181,8 @@ def _cancel_on_signal() -> None:
         if received:
             os._exit(128 + number)
         received.append(number)
-        signal.alarm(STOP_SECONDS + CLOSE_SECONDS)
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+        signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS + 2 * WRITE_SECONDS + CLOSE_SECONDS)
         task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

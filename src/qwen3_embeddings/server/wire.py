@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,25 @@ class Texts:
     form: str
     dimensions: int
     urgent: bool
+
+
+def decompress(body: bytes, encoding: str, most: int) -> bytes:
+    """Return a body without its ``Content-Encoding``, or one byte more than `most` of a longer one.
+
+    Raises:
+        RequestError: the encoding is not known here.
+        ValueError: the body is not of this encoding, or incomplete.
+    """
+    if encoding not in {"gzip", "deflate"}:
+        raise RequestError("the content encoding is not gzip or deflate.", 415)
+    packed = zlib.decompressobj(zlib.MAX_WBITS | 32)  # reads the headers of both
+    try:
+        plain = packed.decompress(body, most + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if len(plain) <= most and (not packed.eof or packed.unused_data):
+        raise ValueError("incomplete, or followed by something else")
+    return plain
 
 
 def read_object(body: bytes) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qwen3_embeddings.engines.openai.addresses import Environment, normal_url
 from qwen3_embeddings.engines.openai.failures import Response
 from qwen3_embeddings.errors import ConfigurationError, MissingDependencyError
-from qwen3_embeddings.redaction import Secret
+from qwen3_embeddings.redaction import Secret, fits_header
 
 if TYPE_CHECKING:
     import httpx
@@ -204,7 +204,7 @@ def all_headers(
             raise ConfigurationError("default_headers are names and values, both str.")
         mine = name not in default_headers
         bare = key if mine else value
-        if not (name + value).isascii() or not value.isprintable() or bare != bare.strip():
+        if not name.isascii() or not fits_header(bare):
             what = "api_key" if mine else f"default_headers[{name!r}]"
             raise ConfigurationError(
                 f"{what} holds a character no HTTP header can, or space around it. Copy it again."

@@ -122,7 +122,7 @@ def _device(name: str | None) -> torch.device:
         ) from error
     count = torch.cuda.device_count()
     if device.type == "cpu":
-        return device
+        return torch.device("cpu")  # safetensors does not know "cpu:0"
     index = device.index or 0
     if device.type == "cuda" and index < count:
         return torch.device("cuda", index)
