@@ -28,6 +28,7 @@ import numpy as np
 import openai
 import psutil
 import pytest
+from anyio.from_thread import start_blocking_portal
 from langchain_qwen3_embeddings import Qwen3Embeddings
 from llama_index.embeddings.qwen3 import Qwen3Embedding
 from load import load
@@ -55,12 +56,29 @@ ROOT = Path(__file__).parents[1]
 ROUTES = ["/v1/embeddings", "/v1/models", "/tokenize", "/health", "/version", "/metrics"]
 
 
+@contextlib.asynccontextmanager
+async def listening(engine: Engine, *names: str, **arguments: Any) -> AsyncIterator[str]:
+    """The URL of a server over an engine, in this process and on this event loop."""
+    port = free_port()
+    server = Server(engine, await engine.start(), names, **arguments)
+    runner = await running.listen(server, running.bind("127.0.0.1", port))
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        await runner.cleanup()
+        await engine.close()
+
+
 @pytest.fixture(scope="module")
-def client(torch_server: RunningServer) -> Iterator[httpx.Client]:
-    """An HTTP client with the key of the session's server."""
-    root = torch_server.base_url.removesuffix("/v1")
-    headers = {"Authorization": f"Bearer {torch_server.api_key}"}
-    with httpx.Client(base_url=root, headers=headers, timeout=60) as made:
+def client(checkpoint: str) -> Iterator[httpx.Client]:
+    """An HTTP client with the key of a server in another thread of this process."""
+    server = listening(TorchEngine(checkpoint, dtype="float32"), "tiny", key=Secret(KEY))
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(server) as url,
+        httpx.Client(base_url=url, headers=headers, timeout=60) as made,
+    ):
         yield made
 
 
@@ -340,8 +358,8 @@ def test_every_route_needs_the_key(path: str, client: httpx.Client) -> None:
         return counted.get((name, "401"), 0)
 
     before = refused()
-    encoded = base64.b64encode(b"me:sesame-street-123").decode()
-    wrong = ["", "Bearer", "Bearer wrong", "sesame-street-123", f"Basic {encoded}", "Bearer \xe9"]
+    encoded = base64.b64encode(f"me:{KEY}".encode()).decode()
+    wrong = ["", "Bearer", "Bearer wrong", KEY, f"Basic {encoded}", "Bearer \xe9"]
     for header in wrong:
         headers: Any = {"Authorization": header.encode("latin-1")}
         answer = client.request(method, path, json={"input": "a"}, headers=headers)
@@ -388,15 +406,12 @@ def test_metrics_count_requests_texts_and_tokens(client: httpx.Client) -> None:
 @contextlib.asynccontextmanager
 async def serving(engine: Engine, **arguments: Any) -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client of a server over an engine, on this event loop."""
-    port = free_port()
-    server = Server(engine, await engine.start(), ["tiny", "other"], **arguments)
-    runner = await running.listen(server, running.bind("127.0.0.1", port))
-    try:
-        url, limits = f"http://127.0.0.1:{port}", httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
-            yield client
-    finally:
-        await runner.cleanup()
+    limits = httpx.Limits(max_connections=None)
+    async with (
+        listening(engine, "tiny", "other", **arguments) as url,
+        httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as client,
+    ):
+        yield client
 
 
 @pytest.fixture
@@ -793,8 +808,11 @@ def test_sigterm_during_a_request_that_does_not_end_in_time_exits_with_0(
     long: str, checkpoint: str, tmp_path: Path
 ) -> None:
     endless = {"input": [[5] * 2000] * MOST_TEXTS}
-    script = SHORT_STOP + ("Core.step = lambda _: time.sleep(600)\n" if long == "step" else "")
-    script += "sys.exit(main(sys.argv[1:]))"
+    slow = {
+        "request": "step = Core.step\nCore.step = lambda core: time.sleep(1) or step(core)\n",
+        "step": "Core.step = lambda _: time.sleep(600)\n",
+    }
+    script = f"{SHORT_STOP}{slow[long]}sys.exit(main(sys.argv[1:]))"
     with (
         process(checkpoint, tmp_path / "log", script=script) as (server, client),
         ThreadPoolExecutor(1) as pool,
