@@ -39,6 +39,7 @@ PYTHON = (sys.executable, "-W", "ignore")
 SERVED = "model-under-test"
 SERVERS = {
     "ours": ["ours", "ours, threads", "ours, LangChain", "ours, LlamaIndex"],
+    "torch": ["ours"],
     "plain": ["langchain-openai", "llama-index openai-like", "openai", "ours"],
     "transformers": ["langchain-openai", "openai"],
 }
@@ -121,7 +122,8 @@ def measured(section: str, name: str, **options: Any) -> Any:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
         return {"failed": done.returncode}
-    return json.loads(done.stdout.splitlines()[-1])
+    # Engines may print lines of their own while they stop.
+    return json.loads(next(ln for ln in reversed(done.stdout.splitlines()) if ln.startswith("{")))
 
 
 def chosen(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
@@ -193,11 +195,11 @@ def running(kind: str, options: argparse.Namespace) -> Iterator[str]:
     port = free_port()
     model, dtype = options.model, options.dtype
     vllm = ["-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    serve = ["-m", "qwen3_embeddings", "serve", model, "--dtype", dtype]
+    serve += ["--served-model-name", SERVED]
     command = {
-        "ours": [
-            *("-m", "qwen3_embeddings", "serve", model, "--dtype", dtype),
-            *("--served-model-name", SERVED, *options.serve_flags.split()),
-        ],
+        "ours": [*serve, *options.serve_flags.split()],
+        "torch": [*serve, "--engine", "torch"],
         # As its documentation shows it.
         "plain": [*vllm, "--runner", "pooling", "--dtype", dtype, "--served-model-name", SERVED],
         "transformers": [str(HERE / "transformers_server.py"), model, str(port), dtype],

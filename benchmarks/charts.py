@@ -11,12 +11,15 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 IN_PROCESS = {
+    "sentence-transformers": "sentence-transformers",
     "LLM.embed": "vllm.LLM.embed",
-    "ours": "Embedder (NumPy)",
-    "ours, LangChain": "Qwen3Embeddings (LangChain)",
-    "ours, LlamaIndex": "Qwen3Embedding (LlamaIndex)",
+    "ours": 'Embedder, engine="vllm"',
+    "ours, torch": 'Embedder, engine="torch"',
+    "ours, LangChain": 'Qwen3Embeddings (LangChain), engine="vllm"',
+    "ours, LlamaIndex": 'Qwen3Embedding (LlamaIndex), engine="vllm"',
 }
 THROUGH_SERVER = {
+    ("torch", "ours"): "serve --engine torch + Embedder",
     ("ours", "ours"): "serve + Embedder",
     ("plain", "ours"): "vllm serve + Embedder",
     ("plain", "langchain-openai"): "vllm serve + langchain-openai",
@@ -39,11 +42,12 @@ def in_process(figures: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 3.6))
     shown = [name for name in IN_PROCESS if name in figures]
     lengths = [n for n in figures[shown[0]] if n.isdigit()]
+    width = 0.84 / len(shown)
     for i, name in enumerate(shown):
-        places = [x + (i - (len(shown) - 1) / 2) * 0.2 for x in range(len(lengths))]
+        places = [x + (i - (len(shown) - 1) / 2) * width for x in range(len(lengths))]
         best = [max(figures[name][n]) * int(n) / 1000 for n in lengths]
-        bars = axes.bar(places, best, 0.19, label=IN_PROCESS[name])
-        axes.bar_label(bars, fmt="{:,.0f}", fontsize=7)
+        bars = axes.bar(places, best, 0.95 * width, label=IN_PROCESS[name])
+        axes.bar_label(bars, fmt="{:,.0f}", fontsize=6)
     axes.set_xticks(range(len(lengths)), [f"{n} tokens per text" for n in lengths])
     axes.set(ylabel="thousand tokens/s, best of two runs")
     _finish(figure, axes, path)
@@ -53,7 +57,9 @@ def through_server(figures: dict[str, Any], path: Path) -> None:
     """Single texts per second by number of concurrent callers."""
     figure, axes = plt.subplots(figsize=(7, 3.6))
     for (kind, client), label in THROUGH_SERVER.items():
-        loops = figures.get(kind, {}).get(client, {}).get("clients", {})
+        loops = figures.get(kind, {}).get(client, {}).get("clients")
+        if not loops:
+            continue
         rates = [loop["texts_per_second"] for loop in loops.values()]
         axes.plot([int(n) for n in loops], rates, marker="o", label=label)
     axes.set(

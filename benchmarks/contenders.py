@@ -55,6 +55,13 @@ def ours(model: str, dtype: str) -> Encode:
     return Embedder(model, dtype=dtype).encode_document
 
 
+def ours_torch(model: str, dtype: str) -> Encode:
+    """`Embedder.encode_document` with the PyTorch engine."""
+    from qwen3_embeddings import Embedder
+
+    return Embedder(model, dtype=dtype, engine="torch").encode_document
+
+
 def ours_langchain(model: str, dtype: str) -> Encode:
     """`Qwen3Embeddings.embed_documents`."""
     from langchain_qwen3_embeddings import Qwen3Embeddings
@@ -100,6 +107,7 @@ def llama_index_huggingface(model: str, dtype: str) -> Encode:
 IN_PROCESS: dict[str, Callable[[str, str], Encode]] = {
     "LLM.embed": llm_embed,
     "ours": ours,
+    "ours, torch": ours_torch,
     "ours, LangChain": ours_langchain,
     "ours, LlamaIndex": ours_llama_index,
     "sentence-transformers": sentence_transformers,
