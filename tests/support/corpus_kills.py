@@ -4,7 +4,7 @@
 
 The job runs in forks of this process, which has imported what it needs. A fork kills itself at a
 chosen moment of its work: inside a write, between the write and the rename, between rejects and
-shard, after the rename, or at a random time after its first write. One JSON line per kill says
+shard, after the rename, or at a random time after its first shard. One JSON line per kill says
 what it left. The last fork runs to its end.
 """
 
@@ -59,9 +59,9 @@ def arm(point: str, count: int, chance: random.Random) -> None:
         elif str(target).endswith(".parquet"):
             now("renamed")
 
-    def counted_commit(self: Any, *arguments: Any) -> None:
-        commit(self, *arguments)
-        if point == "random" and left[0] == count:
+    def counted_commit(self: Any, temporary: Path, name: str) -> None:
+        commit(self, temporary, name)
+        if point == "random" and left[0] == count and name.endswith(".parquet"):
             left[0] = -1
             threading.Timer(chance.uniform(0.0, 0.2), die).start()
 
