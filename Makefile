@@ -58,7 +58,7 @@ notebooks: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
-# The tests that run no model: they need neither vLLM nor torch, and last less than a minute.
+# The tests that run no model: they need neither vLLM nor torch, and last one to three minutes.
 test-fast: $(FAST)
 	$(BIN)/python -m pytest -n 2 -rfE -m "not engine and not slow"
 
