@@ -175,7 +175,7 @@ def tls_server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     authority.issue_cert("localhost").configure_cert(context)
     server = ThreadingHTTPServer(("localhost", 0), _Handler)
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield f"https://localhost:{server.server_port}/v1", certificate
     server.shutdown()
