@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from contenders import IN_PROCESS, THROUGH_SERVER
+from measure import result_of
 
 from qwen3_embeddings import models
 from qwen3_embeddings.testing import write_checkpoint
@@ -120,10 +121,8 @@ def measured(section: str, name: str, **options: Any) -> Any:
     # On a CPU `LLM` reserves nearly all memory by default, which may be more than is free.
     environment = {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_LOGGING_LEVEL": "ERROR"} | os.environ
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
-    if done.returncode:
-        return {"failed": done.returncode}
-    # Engines may print lines of their own while they stop.
-    return json.loads(next(ln for ln in reversed(done.stdout.splitlines()) if ln.startswith("{")))
+    result = result_of(done.stdout)
+    return {"failed": done.returncode} if done.returncode or result is None else result
 
 
 def chosen(options: argparse.Namespace, names: Sequence[str]) -> list[str]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import closed_loop
+from measure import closed_loop, result_of
 
 from qwen3_embeddings import Embedder
 from qwen3_embeddings.cli.bench import Query, per_second, take
@@ -72,10 +72,8 @@ def in_process_of_its_own(name: str, options: Options) -> Any:
     print(f"… {name}", file=sys.stderr, flush=True)
     command = [sys.executable, "-W", "ignore", __file__, "--only", json.dumps([name, options])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    try:
-        return json.loads(done.stdout.strip().splitlines()[-1])
-    except (ValueError, IndexError):
-        return {"failed": f"exit code {done.returncode}"}
+    result = result_of(done.stdout)
+    return {"failed": f"exit code {done.returncode}"} if result is None else result
 
 
 def measure(parsed: Options) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Run one measurement of one contender in its own process.
 
-python benchmarks/measure.py SECTION OPTIONS prints the result as JSON in its last line. OPTIONS
+python benchmarks/measure.py SECTION OPTIONS prints the result as a line of JSON. OPTIONS
 is JSON too.
 """
 
@@ -153,6 +153,15 @@ def processor_seconds() -> float:
     """Return the user and system time of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
+
+
+def result_of(output: str) -> Any:
+    """Return the last JSON object that a measurement printed, or None without one.
+
+    It need not be the last line: engines print lines of their own while they stop.
+    """
+    found = [line for line in output.splitlines() if line.startswith("{")]
+    return json.loads(found[-1]) if found else None
 
 
 SECTIONS = {"bulk": bulk, "server": server, "client": client, "scale": scale}

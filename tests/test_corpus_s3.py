@@ -52,7 +52,7 @@ class Faults:
 def faults() -> Iterator[Faults]:
     faults = Faults()
     server = make_server("127.0.0.1", 0, faults, threaded=True, request_handler=_Quiet)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     before = dict(os.environ)
     os.environ |= {

@@ -521,7 +521,7 @@ def test_expired_certificate_is_refused_without_retries() -> None:
     server = ThreadingHTTPServer(("localhost", 0), Handler)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     trusted = ssl.create_default_context()
     authority.configure_trust(trusted)
@@ -558,6 +558,7 @@ LIGHT_SERVER = """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_GET(self):
             self.answer({"data": [{"id": "light", "max_model_len": 512}]})

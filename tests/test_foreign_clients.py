@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -216,7 +217,14 @@ async def test_embed_many_calls_through_a_sync_client_run_at_once(
 
 @pytest.mark.parametrize("kind", ["async openai", "async httpx"])
 def test_embed_async_client_in_use_on_another_loop_says_so(faulty: FaultyServer, kind: str) -> None:
-    """The connections of an async client belong to the loop that opened them."""
+    """The connections of an async client belong to the loop that opened them.
+
+    An answer that is there before it is awaited would be read all the same, so this one is late.
+    """
+
+    def respond(request: Request) -> Any:
+        time.sleep(0.1)
+        return faulty.answer(request)
 
     async def own_use() -> None:
         arguments = CLIENTS[kind](faulty)
@@ -225,6 +233,7 @@ def test_embed_async_client_in_use_on_another_loop_says_so(faulty: FaultyServer,
             faulty.base_url + "/models", **({"cast_to": object} if "openai" in kind else {})
         )
         engine = ServerEngine(**arguments, model="faulty", max_retries=0, timeout=5)
+        faulty.respond = respond
         try:
             with pytest.raises(ConfigurationError, match="another event loop"):
                 await event_loop.wait(engine.embed(["a"], None, False))

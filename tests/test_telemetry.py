@@ -197,7 +197,7 @@ class _Restarting(BaseHTTPRequestHandler):
 
 def test_retry_is_counted(recorded: Recorded) -> None:
     fake = ThreadingHTTPServer(("127.0.0.1", 0), _Restarting)
-    thread = Thread(target=fake.serve_forever)
+    thread = Thread(target=fake.serve_forever, args=(0.01,))
     thread.start()
     try:
         with Embedder("m", base_url=f"http://127.0.0.1:{fake.server_port}/v1") as remote:

@@ -164,8 +164,7 @@ def javascript_functions(folder: Path) -> Iterator[tuple[str, str]]:
         re.S | re.M,
     )
     for path in sorted(folder.rglob("*.js")):
-        large = path.stat().st_size > 1_500_000
-        if not path.is_file() or large or path.name.endswith(".min.js"):
+        if not path.is_file() or path.stat().st_size > 1_500_000 or path.name.endswith(".min.js"):
             continue
         for indent, comment, code in block.findall(path.read_text("utf-8", "replace")):
             text = re.sub(r"^\s*\*+ ?", "", comment, flags=re.M).strip()

@@ -60,7 +60,7 @@ def passages(parts: list[str], rng: random.Random) -> Iterator[list[str]]:
 
 
 def keywords(sentence: str, rng: random.Random) -> str:
-    """Return what a searcher might type for the sentence: some of its words of content."""
+    """Return a search for the sentence: three to seven of its content words, in order."""
     words = [w for w in re.findall(r"[\w'-]+", sentence) if w.lower() not in STOP]
     count = min(len(words), rng.randint(3, 7))
     kept = sorted(rng.sample(range(len(words)), count))
@@ -190,7 +190,7 @@ def almanac(path: Path, rng: random.Random) -> Iterator[Found]:
 
 
 def trivia(path: Path) -> Iterator[Found]:
-    """Yield the questions of OpenTriviaQA; the pair of one has question and answer as its text."""
+    """Yield the questions of OpenTriviaQA. The wanted text is the question with its answer."""
     for block in path.read_text("utf-8", "replace").split("#Q ")[1:]:
         question, _, rest = block.partition("\n^ ")
         question, answer = tidy(question), tidy(rest.split("\n")[0])
@@ -275,7 +275,7 @@ def encyclopaedic(root: Path, rng: random.Random) -> Iterator[Found]:
 
 
 def disfluent(path: Path) -> Iterator[Found]:
-    """Yield the questions of Disfl-QA, smooth and with the slips of speech."""
+    """Yield the questions of Disfl-QA, each fluent and disfluent."""
     for entry in json.loads(path.read_text("utf-8")).values():
         one, two = tidy(entry["original"]), tidy(entry["disfluent"])
         yield [(one, "", "question"), (two, one, "question")], [("duplicate", one, two, "")]

@@ -90,7 +90,7 @@ def recorder() -> Iterator[Recorder]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     record.base_url = f"http://127.0.0.1:{server.server_port}/v1"
     yield record
     server.shutdown()
