@@ -51,6 +51,7 @@ MODULES = {
 SLOW = {
     "test_any_bytes_are_models_tokens_and_a_message_or_a_typed_error",
     "test_any_bytes_are_vectors_or_a_typed_error",
+    "test_encode_document_limited_server_that_accepts_more_gets_full_concurrency",
     "test_main_closed_pipe_exits_quietly",
     "test_whatever_a_server_says_no_row_is_wrong",
 }

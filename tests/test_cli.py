@@ -172,6 +172,7 @@ def test_bench_unwritable_file_fails_before_measuring(
     assert "cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("short_backoff")
 def test_bench_timeout_names_options_of_bench(capsys: pytest.CaptureFixture[str]) -> None:
     """A server that never answers: every parameter in the message is an option of `bench`."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -179,6 +179,7 @@ def test_start_unknown_host_names_it() -> None:
     assert "verify" not in said
 
 
+@pytest.mark.usefixtures("short_backoff")
 def test_start_server_that_starts_late_is_retried(caplog: pytest.LogCaptureFixture) -> None:
     """A port that accepts and closes is a server on its way up, not a wrong address."""
     caplog.set_level(logging.INFO, "qwen3_embeddings")

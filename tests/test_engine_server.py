@@ -420,6 +420,7 @@ def test_encode_document_nan_row_is_refused(fake: FakeServer, bad: str) -> None:
     assert caught.value.positions == (1,)
 
 
+@pytest.mark.usefixtures("short_backoff")
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 520])
 def test_encode_document_lasting_failure_stops_after_max_retries(
     fake: FakeServer, status: int
@@ -907,9 +908,19 @@ def test_encode_document_limited_server_gets_no_more_than_it_accepts(fake: FakeS
     raised = answers // ANSWERS_PER_SLOT  # times that the limit rose, each of them refused
     assert 0 < len(crowded.refused) <= 14 + raised, "the first fourteen, and those"
 
+
+def test_encode_document_limited_server_that_accepts_more_gets_full_concurrency(
+    fake: FakeServer,
+) -> None:
+    embedder = embedder_of(fake, batch_size=2, max_retries=0)
+    crowded = Crowded(fake, limit=2)
+    texts = [f"text {i}" for i in range(400)]
+    same(embedder.encode_document(texts[:40]), texts[:40])
+    assert crowded.refused
+
     crowded.free()
     crowded.seconds = 0.3  # long enough for all to overlap
-    same(embedder.encode_document(texts * 2), texts * 2)  # long enough for the limit to recover
+    same(embedder.encode_document(texts), texts)  # enough for the limit to recover
     assert (crowded.most, crowded.refused) == (16, [])
 
 
@@ -950,6 +961,7 @@ def test_encode_query_during_documents_on_limited_server_goes_first(
             between = [text.startswith("text") for text in first_texts[before:]]
             assert between.count(True) < 10 + limit, "each query waits for few of 200"
         assert not call.done()
+        crowded.seconds = 0
         same(call.result(timeout=60), documents)
 
 
@@ -972,6 +984,7 @@ def test_encode_query_status_429_for_all_fails_every_query_soon(fake: FakeServer
     assert time.monotonic() - begun < 10
 
 
+@pytest.mark.usefixtures("short_backoff")
 def test_encode_document_after_downtime_uses_full_concurrency(fake: FakeServer) -> None:
     embedder = embedder_of(fake, batch_size=1, restart_timeout=60)
     crowded = Crowded(fake, limit=1000)
@@ -1024,6 +1037,7 @@ def test_encode_query_during_tokenize_on_limited_server_is_answered(fake: FakeSe
     assert crowded.most == 2
 
 
+@pytest.mark.usefixtures("short_backoff")
 def test_encode_query_while_documents_wait_for_a_restart_fails_soon(fake: FakeServer) -> None:
     embedder = embedder_of(fake, batch_size=2, max_retries=1, restart_timeout=60)
     crowded = Crowded(fake, limit=2)
@@ -1038,7 +1052,7 @@ def test_encode_query_while_documents_wait_for_a_restart_fails_soon(fake: FakeSe
         with pytest.raises(ServerBusyError):
             embedder.encode_query(["now"])
         assert time.monotonic() - begun < 20
-        crowded.answer = up
+        crowded.answer, crowded.seconds = up, 0
         same(call.result(timeout=60), texts)
 
 
@@ -1055,7 +1069,7 @@ def test_cancelled_calls_lose_no_slot(fake: FakeServer) -> None:
     for _ in range(5):
         asyncio.run(give_up())
     crowded.free()
-    same(embedder.encode_document(texts * 8), texts * 8)
+    same(embedder.encode_document(texts * 3), texts * 3)
     assert (crowded.most, crowded.refused) == (4, [])
 
 

@@ -604,11 +604,11 @@ class LightServer:
         return self.processes[-1]
 
     def wait_until_up(self) -> None:
-        for _ in range(600):
+        for _ in range(6000):
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", self.port)).close()
                 return
-            time.sleep(0.1)
+            time.sleep(0.01)
         raise RuntimeError("the light server did not start")
 
     def follow(self, process: subprocess.Popen[bytes], size: int) -> threading.Thread:
@@ -616,7 +616,7 @@ class LightServer:
 
         def work() -> None:
             process.wait(timeout=60)
-            time.sleep(3)
+            time.sleep(0.5)
             self.start(size)
 
         thread = threading.Thread(target=work)
@@ -625,7 +625,7 @@ class LightServer:
 
 
 @pytest.fixture
-def light() -> Iterator[LightServer]:
+def light(short_backoff: None) -> Iterator[LightServer]:
     server = LightServer()
     yield server
     for process in server.processes:
@@ -658,7 +658,7 @@ def test_encode_document_server_restart_returns_all_vectors(light: LightServer, 
 
 
 def test_encode_document_server_stays_down_keeps_computed_vectors(light: LightServer) -> None:
-    embedder, expected, process = direct(light, lives=3, restart_timeout=2)
+    embedder, expected, process = direct(light, lives=3, restart_timeout=0.5)
     with embedder, pytest.raises(ServerConnectionError) as caught:
         encode(embedder)
     check_carried(caught.value, expected, list(range(2 * AT_ONCE)))

@@ -229,12 +229,13 @@ def test_supervise_ends_what_the_server_started(then: str, code: int) -> None:
 
 def test_supervise_under_nohup_survives_a_logout() -> None:
     logout = "import os, signal, sys, time; os.kill(os.getppid(), signal.SIGHUP); " \
-             "time.sleep(2); sys.exit(3)"  # fmt: skip
+             "time.sleep({}); sys.exit(3)"  # fmt: skip
     run = f"import os, signal, sys; from qwen3_embeddings.cli.serve import supervise; " \
           f"signal.signal(signal.SIGHUP, signal.{{}}); " \
           f"sys.exit(supervise([sys.executable, '-c', {logout!r}], os.environ))"  # fmt: skip
-    for disposition, code in [("SIG_IGN", 3), ("SIG_DFL", 128 + signal.SIGTERM)]:
-        done = subprocess.run([sys.executable, "-c", run.format(disposition)], check=False)
+    for disposition, lasts, code in [("SIG_IGN", 0.5, 3), ("SIG_DFL", 60, 128 + signal.SIGTERM)]:
+        script = run.format(disposition, lasts)
+        done = subprocess.run([sys.executable, "-c", script], check=False)
         assert done.returncode == code
 
 
