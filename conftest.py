@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import subprocess
@@ -58,6 +59,20 @@ SLOW = {
 """Slow tests in modules of fast ones."""
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """Pause garbage collection during imports, which leave hardly any and slow it down by seconds.
+
+    Later collections leave out what was imported.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what `make test-fast` deselects: tests that run a model, and slow ones."""
     for item in items:
@@ -74,20 +89,19 @@ ENGINE_MODULES = {"torch", "transformers", "sentence_transformers", "vllm"}
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Skip a test that `make test-fast` selected and that turns out to need a missing engine."""
+    """Skip a test of `make test-fast` that runs no model and yet needs an engine's packages."""
     try:
         return (yield)
     except (MissingDependencyError, ModuleNotFoundError) as error:
-        module = getattr(error, "name", None) or "vllm"
-        if module.split(".")[0] in ENGINE_MODULES and not find_spec(module.split(".")[0]):
-            skip_if_fast(item.config)
+        module = (getattr(error, "name", None) or "vllm").split(".")[0]
+        if module in ENGINE_MODULES and not find_spec(module) and without_engines(item.config):
+            pytest.skip(f"{module} is not installed")
         raise
 
 
-def skip_if_fast(config: pytest.Config) -> None:
-    """Skip a test that asks for a model only when it runs, with `getfixturevalue`."""
-    if config.option.markexpr.startswith("not engine"):
-        pytest.skip("runs a model")
+def without_engines(config: pytest.Config) -> bool:
+    """Whether the tests that run a model are deselected."""
+    return "not engine" in config.option.markexpr
 
 
 @dataclass(frozen=True)
@@ -100,9 +114,8 @@ class RunningServer:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> str:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny random checkpoint: 128 dimensions, a context of 2,048 tokens."""
-    skip_if_fast(pytestconfig)
     return str(write_checkpoint(tmp_path_factory.mktemp("checkpoint")))
 
 

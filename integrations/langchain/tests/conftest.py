@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from langchain_qwen3_embeddings import Qwen3Embeddings
 
 from qwen3_embeddings import Embedder
+
+if TYPE_CHECKING:
+    from conftest import RunningServer
 
 
 @pytest.fixture(scope="session")
@@ -16,13 +19,12 @@ def in_process(checkpoint: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def remote(request: pytest.FixtureRequest) -> dict[str, Any]:
-    server = request.getfixturevalue("server")
+def remote(server: RunningServer) -> dict[str, Any]:
     return {"base_url": server.base_url, "api_key": server.api_key, "model": server.model}
 
 
 @pytest.fixture(scope="session", params=["in_process", "remote"])
-def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
+def settings(request: pytest.FixtureRequest, checkpoint: str) -> dict[str, Any]:
     chosen: dict[str, Any] = request.getfixturevalue(request.param)
     return chosen
 
