@@ -306,7 +306,11 @@ async def test_only_slot_alternates_between_queries_and_documents(
     await asyncio.gather(*line.tasks)
 
 
-@pytest.mark.parametrize("seed", range(20))
+# `make test-fast` runs a few of them.
+SEEDS = [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 20))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 async def test_random_requests_lose_and_invent_no_slot(seed: int) -> None:
     """Requests of both kinds are refused, answered and cancelled at any moment."""
     chance = random.Random(seed)
