@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import ssl
 import subprocess
 import sys
@@ -192,6 +193,24 @@ def test_start_tls_certificate_is_verified(tls_server: tuple[str, Path]) -> None
         with Embedder(base_url=url, verify=verify) as embedder:
             rows = embedder.encode_document(["a"])
         np.testing.assert_allclose(rows, [FakeServer.vector("a")], atol=1e-6)
+
+
+def test_start_ca_file_replaced_meanwhile_is_read_again(
+    tls_server: tuple[str, Path], tmp_path: Path
+) -> None:
+    url, certificate = tls_server
+    file = tmp_path / "authorities.pem"
+    file.write_bytes(trustme.CA().cert_pem.bytes())
+    for _ in range(2):
+        with (
+            Embedder(base_url=url, verify=str(file), max_retries=0) as embedder,
+            pytest.raises(ServerConnectionError, match="verify="),
+        ):
+            embedder.start()
+    file.write_bytes(certificate.read_bytes())
+    os.utime(file, (1, 1))  # some file systems count whole seconds
+    with Embedder(base_url=url, verify=str(file), max_retries=0) as embedder:
+        assert embedder.start().model == "tls"
 
 
 FORK = """
