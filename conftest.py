@@ -61,9 +61,9 @@ SLOW = {
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[object]:
-    """Pause garbage collection during imports, which leave hardly any and slow it down by seconds.
+    """Pause garbage collection during imports, where it costs seconds and frees hardly anything.
 
-    Later collections leave out what was imported.
+    Later collections skip what was imported.
     """
     gc.disable()
     try:
@@ -74,9 +74,14 @@ def pytest_collection() -> Iterator[object]:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out modules of which `make test-fast` runs no test: importing them takes a second."""
+    """Leave out modules of which every test is deselected, whose imports need a second."""
     marker = MODULES.get(collection_path.stem)
-    return True if marker and f"not {marker}" in config.option.markexpr else None
+    return True if marker and deselected(config, marker) else None
+
+
+def deselected(config: pytest.Config, marker: str) -> bool:
+    """Whether the command line deselects the tests with a marker, as `make test-fast` does."""
+    return f"not {marker}" in config.option.markexpr
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -100,14 +105,10 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return (yield)
     except (MissingDependencyError, ModuleNotFoundError) as error:
         module = (getattr(error, "name", None) or "vllm").split(".")[0]
-        if module in ENGINE_MODULES and not find_spec(module) and without_engines(item.config):
+        missing = module in ENGINE_MODULES and not find_spec(module)
+        if missing and deselected(item.config, "engine"):
             pytest.skip(f"{module} is not installed")
         raise
-
-
-def without_engines(config: pytest.Config) -> bool:
-    """Whether the tests that run a model are deselected."""
-    return "not engine" in config.option.markexpr
 
 
 @dataclass(frozen=True)

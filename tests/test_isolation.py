@@ -220,7 +220,7 @@ def test_encode_document_one_text_times_out_names_it(
         time.sleep(0.8)
 
     faulty.respond = on(faulty, {TEXTS[0]}, late)
-    with pytest.raises(TextRefusedError, match="did not answer within 0.5 s") as caught:
+    with pytest.raises(TextRefusedError, match=r"did not answer within 0\.5 s") as caught:
         embedder.encode_document(TEXTS[:2])
     assert caught.value.positions == (0,)
     carried(caught.value, [1])

@@ -21,9 +21,7 @@ Make = Callable[..., Qwen3Embedding]
 
 
 @pytest.fixture(params=["in_process", "server"])
-def make(
-    request: pytest.FixtureRequest, checkpoint: str, monkeypatch: pytest.MonkeyPatch
-) -> Make:
+def make(request: pytest.FixtureRequest, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Makes models of the test checkpoint, float32, in this process and on the real server."""
     if request.param == "in_process":
         return partial(Qwen3Embedding, model_name=checkpoint, dtype="float32")
