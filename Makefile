@@ -58,7 +58,7 @@ notebooks: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
-# The tests that run no model: they need neither vLLM nor torch, and last one to three minutes.
+# The tests that run no model: they need neither vLLM nor torch, and end within a minute.
 test-fast: $(FAST)
 	$(BIN)/python -m pytest -n 2 -rfE -m "not engine and not slow"
 

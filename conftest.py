@@ -91,7 +91,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
         if marker := MODULES.get(item.path.stem):
             item.add_marker(marker)
-        elif NEED_ENGINE & set(getattr(item, "fixturenames", ())):
+        if NEED_ENGINE & set(getattr(item, "fixturenames", ())):
             item.add_marker("engine")
 
 

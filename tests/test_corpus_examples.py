@@ -11,7 +11,6 @@ import qwen3_embeddings_demo_model
 from leases import all_closed
 from load import load
 
-pytestmark = pytest.mark.engine  # too slow for `make test-fast`
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MODEL = str(qwen3_embeddings_demo_model.path())
 STORES = ("faiss", "duckdb", "lancedb", "milvus", "chroma", "qdrant")

@@ -25,7 +25,6 @@ from corpus_kills import OPTIONS
 
 from qwen3_embeddings.corpus import JobFailedError, JobRefusedError, embed
 
-pytestmark = pytest.mark.engine  # too slow for `make test-fast`
 SUPPORT = Path(__file__).parent / "support"
 KILLS = int(os.environ.get("QWEN3_CORPUS_KILLS", "60"))
 ENGINE_KILLS = int(os.environ.get("QWEN3_CORPUS_ENGINE_KILLS", "20"))

@@ -14,7 +14,6 @@ from corpus_fake import FakeEmbedder, vector
 
 from qwen3_embeddings.corpus import JobRefusedError, embed
 
-pytestmark = pytest.mark.engine  # too slow for `make test-fast`
 COUNT, SIZE = 1000, 64
 TEXTS = [f"row {i}" for i in range(COUNT)]
 VECTORS = np.stack([vector(text, SIZE) for text in TEXTS])

@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-pytestmark = pytest.mark.engine  # too slow for `make test-fast`
 SUPPORT = Path(__file__).parent / "support"
 ROWS = 600
 

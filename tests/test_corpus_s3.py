@@ -20,7 +20,6 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from qwen3_embeddings.corpus import JobFailedError, JobRefusedError, embed
 from qwen3_embeddings.corpus.storage import Store
 
-pytestmark = pytest.mark.engine  # too slow for `make test-fast`
 TEXTS = [f"row {i}" for i in range(200)]
 OPTIONS: dict[str, Any] = {"id_column": "id", "shard_rows": 20}
 
