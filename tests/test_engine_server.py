@@ -213,6 +213,15 @@ def test_start_ca_file_replaced_meanwhile_is_read_again(
         assert embedder.start().model == "tls"
 
 
+@pytest.mark.parametrize("path", ["no-such-file.pem", ".", "a\0b"])
+def test_start_unreadable_ca_file_is_named(path: str) -> None:
+    with (
+        pytest.raises(ConfigurationError, match=r"^verify='.*' cannot be read as CA certificates"),
+        Embedder(base_url="https://localhost:1/v1", verify=path, max_retries=0) as embedder,
+    ):
+        embedder.start()
+
+
 FORK = """
     import os, sys
     import numpy as np

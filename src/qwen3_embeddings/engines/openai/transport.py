@@ -254,14 +254,19 @@ def own_client(
 def _authorities(
     verify: bool | str | ssl.SSLContext, environment: Environment
 ) -> bool | ssl.SSLContext:
-    """Return what to check certificates against: the variables' authorities, or certifi's."""
+    """Return what to check certificates against: the variables' authorities, or certifi's.
+
+    Files are read for each client, because they may have changed meanwhile.
+    """
     if not (verify is True or isinstance(verify, str)):
         return verify
     file = verify if isinstance(verify, str) else environment.ca_file
     folder = None if isinstance(verify, str) else environment.ca_folder
+    if not (file or folder):
+        return _default_context()
     try:
-        return _context(file, folder, os.stat(file).st_mtime_ns if file else 0)
-    except OSError as error:
+        return ssl.create_default_context(cafile=file or None, capath=folder or None)
+    except (OSError, ValueError) as error:
         name = "verify" if isinstance(verify, str) else "SSL_CERT_FILE"
         raise ConfigurationError(
             f"{name}={file!r} cannot be read as CA certificates ({error}). It is the path of a PEM "
@@ -269,14 +274,12 @@ def _authorities(
         ) from error
 
 
-@functools.lru_cache(maxsize=16)
-def _context(file: str | None, folder: str | None, changed: int) -> ssl.SSLContext:
-    """Return a TLS context, made once per file and its time of change: reading takes 30 ms."""
+@functools.cache
+def _default_context() -> ssl.SSLContext:
+    """Return a TLS context with certifi's authorities, made once: reading them lasts 30 ms."""
     import httpx
 
-    if not (file or folder):
-        return httpx.create_ssl_context(trust_env=False)
-    return ssl.create_default_context(cafile=file or None, capath=folder or None)
+    return httpx.create_ssl_context(trust_env=False)
 
 
 # httpx logs every request at INFO. An application that logs at INFO does not want a line per
