@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +28,10 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "true",
 }
+
+# What a shell runs with & ignores Ctrl-C, and its processes inherit that. Tests send it to theirs.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Each worker of `pytest -n 2` has a core of its own. Engines of two workers, each with a thread per
 # core, would wait for each other's threads at every layer.
@@ -53,6 +58,7 @@ SLOW = {
     "test_any_bytes_are_models_tokens_and_a_message_or_a_typed_error",
     "test_any_bytes_are_vectors_or_a_typed_error",
     "test_encode_document_limited_server_that_accepts_more_gets_full_concurrency",
+    "test_encode_document_any_answers_return_unit_rows_or_typed_error",
     "test_main_closed_pipe_exits_quietly",
     "test_whatever_a_server_says_no_row_is_wrong",
 }
