@@ -25,6 +25,7 @@ def remote(server: RunningServer) -> dict[str, Any]:
 
 @pytest.fixture(scope="session", params=["in_process", "remote"])
 def settings(request: pytest.FixtureRequest, checkpoint: str) -> dict[str, Any]:
+    """Each kind of settings. `checkpoint` marks the tests as running a model."""
     chosen: dict[str, Any] = request.getfixturevalue(request.param)
     return chosen
 
