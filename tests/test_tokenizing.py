@@ -76,6 +76,13 @@ async def test_ids_neither_short_texts_nor_a_cancelled_call_wait(tokenizer: Toke
         await third
 
 
+async def test_ids_of_many_empty_texts_do_not_stop_the_event_loop(tokenizer: Tokenizer) -> None:
+    (task,) = await start(Tokenizing(tokenizer), [""] * 1000)
+    assert not task.done()
+    tokenizer.may_go.set()
+    assert await task == [[0]] * 1000
+
+
 def test_ids_of_several_event_loops_are_right(tokenizer: Tokenizer) -> None:
     shared = Tokenizing(tokenizer)
     tokenizer.may_go.set()
