@@ -61,7 +61,7 @@ class NullEngine:
 class NullCore:
     """A core that answers each text with the same vector."""
 
-    limits = Limits(8192, 256, 1)
+    limits = Limits(8192, 256, 1, 8192)
     context = 32768
 
     def __init__(self, size: int) -> None:
@@ -73,6 +73,9 @@ class NullCore:
         self._waiting.append(request_id)
 
     def abort(self, request_ids: list[str]) -> None:
+        """Do nothing."""
+
+    def wait(self) -> None:
         """Do nothing."""
 
     def step(self) -> tuple[list[str], Vectors]:

@@ -337,10 +337,10 @@ def test_take_fills_a_step_in_order_and_sorts_it_by_length() -> None:
     from qwen3_embeddings.engines.torch import batches
 
     waiting = {"a": [1] * 5, "b": [1] * 2, "c": [1] * 4, "d": [1]}
-    assert batches.take(waiting, Limits(11, 10, 1)) == ["b", "c", "a"]
-    assert batches.take(waiting, Limits(100, 2, 1)) == ["b", "a"]
-    assert batches.take(waiting, Limits(4, 10, 1)) == ["a"], "a text is never split"
-    assert batches.take({}, Limits(4, 10, 1)) == []
+    assert batches.take(waiting, Limits(11, 10, 1, 11)) == ["b", "c", "a"]
+    assert batches.take(waiting, Limits(100, 2, 1, 100)) == ["b", "a"]
+    assert batches.take(waiting, Limits(4, 10, 1, 4)) == ["a"], "a text is never split"
+    assert batches.take({}, Limits(4, 10, 1, 4)) == []
 
 
 def test_pack_with_padding_makes_the_padding_a_text_of_its_own() -> None:
@@ -375,6 +375,55 @@ def test_padded_step_has_the_vectors_of_the_plain_one(checkpoint: str) -> None:
         other = batches.unpack(batches.pack(texts, padded), padded, lengths)
         expected = core._model.forward(plain)
         torch.testing.assert_close(core._model.forward(other)[:3], expected, atol=1e-6, rtol=0)
+
+
+def test_forward_records_its_event_after_half_of_the_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from qwen3_embeddings.engines.torch import batches
+
+    core, _, _ = lifecycle.start(str(write_checkpoint(tmp_path, layers=4)), "float32", {})
+    model = core._model
+    attend, attended, recorded = model.kernels.attend, [], []
+
+    def count(*arguments: Any) -> Any:
+        attended.append(1)
+        return attend(*arguments)
+
+    class Event:
+        def record(self) -> None:
+            recorded.append(len(attended))
+
+    monkeypatch.setattr(model.kernels, "attend", count)
+    size = batches.size_of([[5, 6]])
+    with torch.inference_mode():
+        model.forward(batches.unpack(batches.pack([[5, 6]], size), size, [2]), Event())  # type: ignore[arg-type]
+    assert (len(attended), recorded) == (4, [2])
+
+
+def test_wait_of_a_core_waits_for_half_of_the_newest_step(checkpoint: str) -> None:
+    import torch
+
+    from qwen3_embeddings.engines.torch.core import _Flight
+
+    waited: list[str] = []
+
+    class Event:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def synchronize(self) -> None:
+            waited.append(self.name)
+
+    core, _, _ = lifecycle.start(checkpoint, "float32", {})
+    core.wait()  # nothing is computed
+    none = torch.empty(0)
+    for name in ("oldest", "newest"):
+        core._flights.append(_Flight([name], none, Event(name), None, none))  # type: ignore[arg-type]
+    core.wait()
+    assert waited == ["newest"]
 
 
 def test_every_step_up_to_the_largest_graph_fits_with_its_padding() -> None:

@@ -13,7 +13,7 @@ LATER = MIXED_SECONDS + 1
 
 
 def schedule(tokens: int = 100, texts: int = 10, steps: int = 1) -> Schedule[str]:
-    return Schedule(Limits(tokens, texts, steps))
+    return Schedule(Limits(tokens, texts, steps, tokens))
 
 
 def filled(what: Schedule[str], now: float = 0) -> dict[str, int]:
@@ -58,6 +58,28 @@ def test_fill_gives_a_text_longer_than_a_step_alone() -> None:
     assert filled(what) == {"documents": 1}
     what.add("queries", [10], QUERY, 0)
     assert filled(what) == {"queries": 1}, "it need not wait for the second document"
+
+
+def test_fill_gives_a_step_no_more_queries_than_its_limit() -> None:
+    what: Schedule[str] = Schedule(Limits(tokens=100, texts=100, steps=2, queries=30))
+    what.add("queries", [10] * 5, QUERY, 0)
+    what.add("documents", [10] * 20, DOCUMENT, 0)
+    assert filled(what) == {"queries": 3, "documents": 1}, "queries are left, and go first"
+    assert filled(what) == {"queries": 2, "documents": 8}
+
+
+def test_fill_while_queries_are_left_gives_documents_an_eighth() -> None:
+    what: Schedule[str] = Schedule(Limits(tokens=1000, texts=1000, steps=2, queries=400))
+    what.add("queries", [10] * 200, QUERY, 0)
+    what.add("documents", [5] * 200, DOCUMENT, 0)
+    for _ in range(2):
+        assert filled(what) == {"queries": 40, "documents": 10}
+
+
+def test_fill_gives_queries_over_their_limit_to_all_steps_in_progress() -> None:
+    what: Schedule[str] = Schedule(Limits(tokens=1000, texts=10, steps=2, queries=100))
+    what.add("queries", [900] * 3, QUERY, 0)
+    assert [filled(what) for _ in range(3)] == [{"queries": 1}, {"queries": 1}, {}]
 
 
 def test_fill_soon_after_a_query_gives_few_documents() -> None:
@@ -108,11 +130,12 @@ def test_drop_forgets_what_waits_and_keeps_other_calls() -> None:
     tokens=st.integers(10, 200),
     texts=st.integers(1, 8),
     steps=st.integers(1, 2),
+    queries=st.integers(10, 200),
 )
 def test_fill_until_nothing_waits_gives_every_text_once_and_within_the_limits(
-    calls: list[tuple[bool, list[int]]], tokens: int, texts: int, steps: int
+    calls: list[tuple[bool, list[int]]], tokens: int, texts: int, steps: int, queries: int
 ) -> None:
-    what: Schedule[int] = Schedule(Limits(tokens, texts, steps))
+    what: Schedule[int] = Schedule(Limits(tokens, texts, steps, queries))
     for call, (urgent, lengths) in enumerate(calls):
         what.add(call, lengths, urgent, 0)
     given_out: list[tuple[int, int]] = []

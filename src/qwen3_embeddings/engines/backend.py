@@ -34,6 +34,12 @@ class Core(Protocol):
     def abort(self, request_ids: list[str]) -> None:
         """Drop texts that were added and not returned by `step`."""
 
+    def wait(self) -> None:
+        """Wait until it is time to add the texts of the next step.
+
+        Texts that arrive meanwhile can be a part of that step. Called soon after a query only.
+        """
+
     def step(self) -> tuple[list[str], Vectors]:
         """Compute one step.
 

@@ -30,11 +30,15 @@ class Limits:
         tokens: most tokens in one step.
         texts: most texts in one step.
         steps: number of steps in progress at the same time.
+        queries: most tokens of queries in one step.
+
+    A text is never split, so the last one of a step may exceed a limit of tokens.
     """
 
     tokens: int
     texts: int
     steps: int
+    queries: int
 
 
 @dataclass
@@ -93,7 +97,7 @@ class Schedule(Generic[Call]):
         step, and the GPU would wait for the host meanwhile. Tokens that the engine already holds
         count against the budget of their role. A role of which it holds none always gets one text.
         If queries used the whole budget while documents waited, the next step keeps a place for
-        one document.
+        one document. While more queries wait, documents get an eighth of the limit of queries.
 
         Args:
             now: seconds on a monotonic clock.
@@ -101,16 +105,25 @@ class Schedule(Generic[Call]):
         Returns:
             Pairs of a call and the index of one of its texts, queries first.
         """
-        tokens, texts = self.limits.tokens, self.limits.texts
+        limits = self.limits
         kept = 1 if self._starved and not self.held[False] else 0
-        chosen: list[tuple[Call, int]] = []
-        for urgent, most_texts in ((True, texts - kept), (False, texts)):
-            budget = tokens if urgent or now >= self._last_query + MIXED_SECONDS else MIXED_TOKENS
-            given, used = self._take(urgent, min(budget, tokens), most_texts - len(chosen))
-            chosen += given
-            tokens -= used
+        queries, used = self._take(True, min(limits.queries, limits.tokens), limits.texts - kept)
+        budget = limits.tokens - used
+        if self.expects_query(now):
+            budget = min(budget, MIXED_TOKENS)
+        if self._waiting[True]:  # more queries than one step may have
+            budget = min(budget, limits.queries // 8)
+        documents, _ = self._take(False, budget, limits.texts - len(queries))
         self._starved = bool(self._waiting[False]) and not self.held[False]
-        return chosen
+        return queries + documents
+
+    def expects_query(self, now: float) -> bool:
+        """Whether a query came so recently that the next one should not wait long.
+
+        Args:
+            now: seconds on a monotonic clock.
+        """
+        return now < self._last_query + MIXED_SECONDS
 
     def _take(self, urgent: bool, budget: int, texts: int) -> tuple[list[tuple[Call, int]], int]:
         """Take texts of one role from the queue; return them and their number of tokens."""
@@ -122,7 +135,7 @@ class Schedule(Generic[Call]):
             length = first.lengths[first.next]
             held = self.held[urgent]
             # A text of which half fits is taken, so that steps are full on average.
-            over = length >= 2 * (budget - used)
+            over = length >= 2 * (budget - used) and not (urgent and not taken)
             if held and (over or held + length > self.limits.tokens * self.limits.steps):
                 break
             taken.append((first.call, first.next))

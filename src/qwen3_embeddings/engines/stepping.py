@@ -248,7 +248,11 @@ class _EngineThread(threading.Thread):
 
     def _serve(self, core: Core) -> None:
         """Step the core until asked to stop, adding and aborting texts between steps."""
-        while self._read_inbox(core):
+        while True:
+            if self._schedule.expects_query(time.monotonic()):
+                core.wait()
+            if not self._read_inbox(core):
+                return
             if self._jobs:
                 self._fill(core)
                 with _turn:

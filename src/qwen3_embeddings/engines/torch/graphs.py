@@ -55,11 +55,12 @@ def fitting(size: Size, sizes: list[Size]) -> Size | None:
 
 @dataclass(frozen=True)
 class _Captured:
-    """A graph, the tensor that it reads, and the tensor that it writes."""
+    """A graph, the tensor that it reads, the tensor that it writes, and its event."""
 
     graph: torch.cuda.CUDAGraph
     source: torch.Tensor
     rows: torch.Tensor
+    halfway: torch.cuda.Event
 
 
 class Graphs:
@@ -95,7 +96,7 @@ class Graphs:
         self._wanted = padded
         return None
 
-    def replay(self, size: Size, source: torch.Tensor) -> torch.Tensor:
+    def replay(self, size: Size, source: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
         """Run a step.
 
         Args:
@@ -103,13 +104,13 @@ class Graphs:
             source: the texts, packed to this size.
 
         Returns:
-            The vectors on the device, float32 (size.texts, hidden). The next replay overwrites
-            them, so copy them on the same stream.
+            The vectors on the device, float32 (size.texts, hidden), and the event that follows half
+            of the layers. The next replay overwrites the vectors, so copy them on the same stream.
         """
         captured = self._captured[size]
         captured.source.copy_(source, non_blocking=True)
         captured.graph.replay()
-        return captured.rows
+        return captured.rows, captured.halfway
 
     def capture_wanted(self) -> None:
         """Capture the graph that the last step lacked."""
@@ -133,7 +134,8 @@ class Graphs:
                 self._model.forward(batches.unpack(source, size))
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
+        halfway = torch.cuda.Event(external=True)  # the host can wait for each replay
         mode = "thread_local"  # other threads may call CUDA meanwhile
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode=mode):
-            rows = self._model.forward(batches.unpack(source, size))
-        self._captured[size] = _Captured(graph, source, rows)
+            rows = self._model.forward(batches.unpack(source, size), halfway)
+        self._captured[size] = _Captured(graph, source, rows, halfway)

@@ -51,11 +51,15 @@ class Qwen3:
     angles: torch.Tensor
     kernels: kernels.TorchKernels
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch, halfway: torch.cuda.Event | None = None) -> torch.Tensor:
         """Return the unit vector of each text, float32 (texts, hidden).
 
         The vector of a text is the hidden state of its last token. So the last layer computes only
         the last tokens after its attention.
+
+        Args:
+            batch: the texts.
+            halfway: event to record after half of the layers.
         """
         ops, shape = self.kernels, self.shape
         residual = F.embedding(batch.ids, self.table).float()
@@ -69,6 +73,8 @@ class Qwen3:
                 x, residual = x[batch.last], residual[batch.last]
             x, residual = ops.add_norm(F.linear(x, layer.out), residual, layer.mlp_norm)
             x = F.linear(ops.gate(F.linear(x, layer.gate_up)), layer.down)
+            if halfway is not None and number == (shape.layers + 1) // 2:
+                halfway.record()
         assert x is not None
         rows = F.rms_norm(residual + x, (shape.hidden,), self.norm.float(), shape.epsilon)
         return F.normalize(rows, dim=1)

@@ -77,7 +77,8 @@ class Core:
             config = engine_args.create_engine_config()
             scheduler, steps = config.scheduler_config, config.max_concurrent_batches
             texts = max(1, scheduler.max_num_seqs // steps)
-            self.limits = Limits(scheduler.max_num_batched_tokens, texts, steps)
+            tokens = scheduler.max_num_batched_tokens
+            self.limits = Limits(tokens, texts, steps, queries=tokens)
             self.context: int = config.model_config.max_model_len
             self._parameters = PoolingParams(task="embed")
             self._parameters.verify(config.model_config)
@@ -112,6 +113,9 @@ class Core:
     def abort(self, request_ids: list[str]) -> None:
         """Drop texts that were added and not returned by `step`."""
         self._client.abort_requests(request_ids)
+
+    def wait(self) -> None:
+        """Return at once: vLLM does not report the progress of a step."""
 
     def step(self) -> tuple[list[str], Vectors]:
         """Compute one step; return ids of finished texts, and their vectors in that order."""
