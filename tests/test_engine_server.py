@@ -42,6 +42,7 @@ from qwen3_embeddings import (
     TextTooLongError,
     truncate,
 )
+from qwen3_embeddings.engines.openai import batching
 from qwen3_embeddings.engines.openai.batching import QUERIES_PER_REQUEST
 from qwen3_embeddings.engines.openai.limiter import ANSWERS_PER_SLOT
 from qwen3_embeddings.engines.openai.wire import FORMATS
@@ -554,6 +555,16 @@ def test_encode_query_backlog_makes_requests_larger(fake: FakeServer, each: int)
     sizes = [len(body["input"]) for body in fake.bodies]
     assert max(sizes) == 20, "as many as a request may hold"
     assert len(sizes) < min(100 / QUERIES_PER_REQUEST, len(calls))
+
+
+@pytest.mark.parametrize("method", ["aencode_query", "aencode_document"])
+async def test_encode_one_call_at_a_time_does_not_wait_for_others(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(batching, "GATHER_SECONDS", 3600)
+    embed = getattr(embedder_of(fake), method)
+    for text in ("first", "second"):
+        assert (await asyncio.wait_for(embed([text]), 30)).shape == (1, 64)
 
 
 def test_encode_query_single_queries_share_requests(fake: FakeServer) -> None:

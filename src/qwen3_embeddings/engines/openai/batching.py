@@ -30,7 +30,8 @@ from qwen3_embeddings.vectors import Vectors
 logger = logging.getLogger(__name__)
 
 GATHER_SECONDS = 0.001
-"""How long a chunk waits for others to share its request."""
+"""How long a chunk waits for others to share its request, if requests of its role are in flight.
+Without any, the wait would be most of a lone caller's time in the client."""
 QUERIES_PER_REQUEST = 4
 """Queries of several callers in one request; more when more wait than all requests in flight hold.
 An HTTP process of vLLM needs one to three milliseconds per text, less in larger requests, and
@@ -114,7 +115,7 @@ class Batcher:
         """Return the vectors of prompts of one kind, in order."""
         chunk = Chunk(prompts, usage, asyncio.get_running_loop().create_future())
         self._lines[kind].append(chunk)
-        self._call_sender(kind, GATHER_SECONDS)
+        self._call_sender(kind, GATHER_SECONDS if self._slots.used(kind.urgent) else 0.0)
         return await chunk.answer
 
     def close(self) -> None:

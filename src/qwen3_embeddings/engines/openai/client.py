@@ -42,7 +42,8 @@ class ServerEngine:
     """Client of one server.
 
     What the server can do (wire format, `dimensions`) is learned once and logged. Chunks of all
-    callers that arrive within a millisecond share requests, queries apart from documents.
+    callers that arrive within a millisecond, while others are in flight, share requests. Queries
+    and documents do not share them.
 
     Args:
         base_url: root of the OpenAI-compatible API, e.g. ``http://localhost:8000/v1``. None means

@@ -57,6 +57,10 @@ class Slots:
         """Number of requests in flight."""
         return self._held[True] + self._held[False] - self._resting
 
+    def used(self, urgent: bool) -> int:
+        """Return the number of slots that queries (urgent) or documents hold."""
+        return self._held[urgent]
+
     @property
     def full(self) -> bool:
         """Whether documents can get no further slot."""
