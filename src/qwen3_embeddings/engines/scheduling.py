@@ -134,7 +134,8 @@ class Schedule(Generic[Call]):
             first = queue[0]
             length = first.lengths[first.next]
             held = self.held[urgent]
-            # A text of which half fits is taken, so that steps are full on average.
+            # A text of which half fits is taken, so that steps are full on average. The first query
+            # is taken even if it is longer than the limit of queries.
             over = length >= 2 * (budget - used) and not (urgent and not taken)
             if held and (over or held + length > self.limits.tokens * self.limits.steps):
                 break
