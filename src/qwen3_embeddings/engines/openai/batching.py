@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 GATHER_SECONDS = 0.001
 """How long a chunk waits for others to share its request, if requests of its role are in flight.
-Without any, the wait would be most of a lone caller's time in the client."""
+Without any, the wait would add 1.2 ms to the 1.6 ms of a lone caller, with a server that answers at
+once (benchmarks/notes/client.md)."""
 QUERIES_PER_REQUEST = 4
 """Queries of several callers in one request; more when more wait than all requests in flight hold.
 An HTTP process of vLLM needs one to three milliseconds per text, less in larger requests, and
