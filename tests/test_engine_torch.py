@@ -330,6 +330,20 @@ def test_start_without_memory_says_what_to_lower(
     assert lifecycle.explain("ValueError: something else", "", "", {}) is None
 
 
+def test_kernels_that_do_not_run_are_an_error_of_the_start(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise each call would start an engine that dies at its first step."""
+    from qwen3_embeddings.engines.torch.kernels import TorchKernels
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("cuDNN version incompatibility")
+
+    monkeypatch.setattr(TorchKernels, "attend", fails)
+    with pytest.raises(EngineStartError, match=r"could not start with.*cuDNN version"):
+        direct(checkpoint, max_num_seqs=6).start()
+
+
 # Steps.
 
 

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
+from qwen3_embeddings.engines import faults
 from qwen3_embeddings.engines.base import Served
 from qwen3_embeddings.engines.scheduling import Limits
 from qwen3_embeddings.engines.stepping import SteppingEngine
@@ -93,3 +95,16 @@ async def test_documents_without_queries_start_their_steps_at_once() -> None:
     assert rows.shape == (8, 4)
     assert not core.waits.is_set(), "no query can come into the next step"
     await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "advised"),
+    [("CUDA out of memory. Tried to allocate 2.00 GiB.", True), ("CUDA error: no kernel", False)],
+)
+def test_death_of_an_engine_advises_smaller_steps_only_without_memory(
+    said: str, advised: bool
+) -> None:
+    error = faults.death_error(RuntimeError(said), "PyTorch")
+    assert said in str(error)
+    assert "The next call starts a new one." in str(error)
+    assert ("Lower max_num_batched_tokens" in str(error)) == advised

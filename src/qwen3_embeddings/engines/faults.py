@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Callable
 
 from qwen3_embeddings.errors import (
     ConfigurationError,
+    EngineDeadError,
     EngineError,
     EngineStartError,
     MissingDependencyError,
@@ -62,6 +64,20 @@ def start_error(
     )
     wrapped.__cause__ = error
     return wrapped
+
+
+def death_error(error: BaseException, engine: str) -> EngineDeadError:
+    """Return the error that callers get when an error ended a running engine.
+
+    Args:
+        error: what ended it.
+        engine: name of the engine, for the message.
+    """
+    said = message(error)
+    advice = "The next call starts a new one."
+    if re.search(OUT_OF_MEMORY, said):
+        advice += " Lower max_num_batched_tokens in engine_kwargs if it dies again."
+    return EngineDeadError(f"the {engine} engine died ({said}). {advice}")
 
 
 def forget_frames(error: BaseException) -> None:

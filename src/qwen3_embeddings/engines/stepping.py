@@ -223,11 +223,7 @@ class _EngineThread(threading.Thread):
         try:
             self._serve(core)
         except BaseException as error:
-            refusal = EngineDeadError(
-                f"the {self._backend.NAME} engine died ({faults.message(error)}). The next call "
-                "starts a new one; if it dies again, lower max_num_batched_tokens in "
-                "engine_kwargs."
-            )
+            refusal = faults.death_error(error, self._backend.NAME)
             faults.forget_frames(error)
             logger.exception("the %s engine died", self._backend.NAME)
         finally:

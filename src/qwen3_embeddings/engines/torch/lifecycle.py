@@ -63,10 +63,12 @@ def start(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Core, T
     tokenizer = load_tokenizer(name, revision)
     chosen = settings.choose(described, dtype, engine_kwargs)
     loaded = model.load(name, shape, tokenizer.get_vocab_size(), chosen)
+    started = core.Core(loaded, chosen)
+    started.warm_up()
     size = described.dimensions
     vocabulary = len(loaded.table)
     served = Served("torch", name, size, size, chosen.max_model_len, vocabulary=vocabulary)
-    return core.Core(loaded, chosen), tokenizer, served
+    return started, tokenizer, served
 
 
 def explain(said: str, name: str, dtype: str, engine_kwargs: dict[str, Any]) -> str | None:
