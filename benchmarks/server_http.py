@@ -101,7 +101,7 @@ def engine(kind: str, tokenizer: str, size: int) -> Any:
         NAME = "null"
 
         @staticmethod
-        def load(*_: Any) -> None:
+        def load() -> None:
             """Do nothing."""
 
         @staticmethod

@@ -173,7 +173,7 @@ def test_core_dropped_without_a_shutdown_leaves_other_engines_working(
 ) -> None:
     """vLLM's own finalizer destroys the process groups that all cores share."""
     embedder.start()
-    vllm_lifecycle.load({})
+    vllm_lifecycle.load()
     core, *_ = vllm_lifecycle.start(checkpoint, "float32", {"max_num_seqs": 12})
     del core
     gc.unfreeze()

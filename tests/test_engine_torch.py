@@ -620,6 +620,7 @@ def test_kernels_without_a_compiler_fall_back_with_a_warning(
         raise RuntimeError("Failed to find C compiler.")
 
     monkeypatch.setattr(kernels.torch, "zeros", lambda *_, **__: None)
+    monkeypatch.setattr(kernels.torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(fused, "gate", no_compiler)
     assert type(kernels.choose(*a_gpu("auto"))) is kernels.TorchKernels
     assert "Failed to find C compiler" in caplog.text
@@ -627,19 +628,58 @@ def test_kernels_without_a_compiler_fall_back_with_a_warning(
         kernels.choose(*a_gpu("triton"))
 
 
-def test_kernels_of_an_installed_vllm_are_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qwen3_embeddings.engines.torch import fused, kernels
+ATTENTION = """
+FA2_AVAILABLE, FA3_AVAILABLE = False, True
+FA2_UNAVAILABLE_REASON = "no extension for FlashAttention 2"
+def flash_attn_varlen_func(*, fa_version):
+    return fa_version
+"""
 
-    def not_there() -> None:
-        raise ImportError("no vLLM for a GPU")
 
+def test_kernels_of_an_installed_vllm_are_preferred(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Importing all of vLLM would take half of the start, so only one of its files is imported."""
+    from qwen3_embeddings.engines.torch import flash_attention, fused, kernels
+
+    folder = tmp_path / "vllm" / "vllm_flash_attn"
+    folder.mkdir(parents=True)
+    (tmp_path / "vllm" / "__init__.py").write_text("raise ValueError('vLLM was imported')")
+    (folder / "flash_attn_interface.py").write_text(ATTENTION)
+    for name in (
+        "vllm",
+        flash_attention.PACKAGE,
+        f"{flash_attention.PACKAGE}.flash_attn_interface",
+    ):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    capability = [9, 0]
     monkeypatch.setattr(kernels.torch, "zeros", lambda *_, **__: None)
-    monkeypatch.setattr(kernels.torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(kernels.torch.cuda, "get_device_capability", lambda _: tuple(capability))
     monkeypatch.setattr(fused, "gate", lambda _: None)
-    monkeypatch.setattr(kernels, "_import_vllm", lambda: print)
-    assert type(kernels.choose(*a_gpu("auto"))) is kernels.VLLMKernels
+    chosen = kernels.choose(*a_gpu("auto"))
+    assert type(chosen) is kernels.VLLMKernels
+    assert chosen._attention() == 3
     assert type(kernels.choose(*a_gpu("triton"))) is kernels.TritonKernels
-    monkeypatch.setattr(kernels, "_import_vllm", not_there)
+    capability[0] = 8
     assert type(kernels.choose(*a_gpu("auto"))) is kernels.TritonKernels
-    with pytest.raises(MissingDependencyError, match="no vLLM for a GPU"):
+    with pytest.raises(MissingDependencyError, match="no extension for FlashAttention 2"):
         kernels.choose(*a_gpu("vllm"))
+
+
+def test_attention_of_a_vllm_for_cpus_says_why_it_is_not_there() -> None:
+    """The real file, in a process that has imported nothing else."""
+    source = (
+        "import sys, torch\n"
+        "from qwen3_embeddings.engines.torch import flash_attention\n"
+        "torch.cuda.get_device_capability = lambda device: (9, 0)\n"
+        "try:\n"
+        "    flash_attention.load(None)\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
+        "print({'vllm', 'torch._inductor'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    said, loaded = done.stdout.splitlines()
+    assert "_vllm_fa3_C" in said
+    assert loaded == "set()"

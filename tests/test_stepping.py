@@ -66,7 +66,7 @@ def engine_of(core: TwoSteps) -> SteppingEngine:
     class Engine(SteppingEngine):
         backend: Any = SimpleNamespace(
             NAME="test",
-            load=lambda _: None,
+            load=lambda: None,
             start=lambda *_: (core, None, Served("test", "model", 4, 4, 100)),
         )
 

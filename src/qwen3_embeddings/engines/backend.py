@@ -68,7 +68,7 @@ class Backend(Protocol):
 
     NAME: str
 
-    def load(self, engine_kwargs: dict[str, Any], /) -> None:
+    def load(self) -> None:
         """Import the libraries of the engine.
 
         This is not a part of `start`, because a library may keep an exception of its own import,

@@ -211,7 +211,7 @@ class _EngineThread(threading.Thread):
         """Start the core, serve, and clean up."""
         try:
             with _turn:
-                self._backend.load(self._settings[2])
+                self._backend.load()
                 core, self._tokenizer, served = self._backend.start(*self._settings)
         except BaseException as error:
             with _turn:

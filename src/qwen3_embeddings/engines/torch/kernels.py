@@ -6,17 +6,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import logging
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (PyTorch's own name for it)
 from torch import Tensor
 
+from qwen3_embeddings.engines.torch import flash_attention
 from qwen3_embeddings.engines.torch.architecture import Shape
 from qwen3_embeddings.engines.torch.batches import Batch
+from qwen3_embeddings.engines.torch.flash_attention import Attention
 from qwen3_embeddings.engines.torch.settings import Settings
 from qwen3_embeddings.errors import ConfigurationError, MissingDependencyError
 
@@ -180,14 +179,12 @@ class VLLMKernels(TritonKernels):
     Args:
         shape: shape of the model.
         device: the GPU.
-        attention: vLLM's `flash_attn_varlen_func`.
+        attention: what `flash_attention.load` returned.
     """
 
-    def __init__(self, shape: Shape, device: torch.device, attention: Any) -> None:
+    def __init__(self, shape: Shape, device: torch.device, attention: Attention) -> None:
         super().__init__(shape, device)
         self._attention = attention
-        # FlashAttention 3 runs on Hopper only.
-        self._version = 3 if torch.cuda.get_device_capability(device)[0] == 9 else 2
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
         """Return causal attention within each text."""
@@ -196,24 +193,8 @@ class VLLMKernels(TritonKernels):
             cu_seqlens_k=batch.bounds,
             causal=True,
             num_splits=1,  # split keys need a second kernel: 2 % fewer texts/s of 512 tokens
-            fa_version=self._version,
         )
         return out
-
-
-def load(wanted: str) -> None:
-    """Import vLLM's FlashAttention if `choose` may use it.
-
-    `Backend.load` says why this comes before the start. An error is ignored: `choose` imports it
-    again, and reports the error.
-
-    Args:
-        wanted: the setting `kernels`.
-    """
-    may_use = wanted in ("auto", "vllm") and torch.cuda.is_available()
-    if may_use and importlib.util.find_spec("vllm"):
-        with contextlib.suppress(ImportError):
-            _import_vllm()
 
 
 def choose(shape: Shape, settings: Settings) -> TorchKernels:
@@ -247,9 +228,9 @@ def choose(shape: Shape, settings: Settings) -> TorchKernels:
 
 def _fused_kernels(wanted: str, shape: Shape, device: torch.device) -> TritonKernels:
     """Return the fused kernels, with vLLM's FlashAttention if it is wanted or just installed."""
-    if wanted == "vllm" or (wanted == "auto" and importlib.util.find_spec("vllm")):
+    if wanted == "vllm" or (wanted == "auto" and flash_attention.installed()):
         try:
-            attention = _import_vllm()
+            attention = flash_attention.load(device)
         except ImportError as error:
             if wanted == "vllm":
                 raise MissingDependencyError(
@@ -259,12 +240,6 @@ def _fused_kernels(wanted: str, shape: Shape, device: torch.device) -> TritonKer
         else:
             return VLLMKernels(shape, device, attention)
     return TritonKernels(shape, device)
-
-
-def _import_vllm() -> Any:
-    from vllm.vllm_flash_attn import flash_attn_varlen_func
-
-    return flash_attn_varlen_func
 
 
 def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

@@ -25,20 +25,16 @@ INSTALL = (
 )
 
 
-def load(engine_kwargs: dict[str, Any]) -> None:
-    """Import PyTorch, and vLLM if its attention may be used.
-
-    Args:
-        engine_kwargs: arguments of the engine, not validated yet.
+def load() -> None:
+    """Import PyTorch.
 
     Raises:
         MissingDependencyError: PyTorch cannot be imported.
     """
     try:
-        from qwen3_embeddings.engines.torch import core, kernels  # noqa: F401
+        from qwen3_embeddings.engines.torch import core  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(f"PyTorch cannot be imported ({error}). {INSTALL}") from error
-    kernels.load(engine_kwargs.get("kernels", "auto"))
 
 
 def start(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Core, Tokenizer, Served]:

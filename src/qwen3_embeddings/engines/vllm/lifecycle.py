@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 NAME = "vLLM"
 
 
-def load(_engine_kwargs: dict[str, Any]) -> None:
+def load() -> None:
     """Import vLLM.
 
     Raises:
