@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen3_embeddings import models
 from qwen3_embeddings.engines.base import MIXED_SECONDS
-from qwen3_embeddings.engines.scheduling import MIXED_TOKENS, Limits, Schedule
+from qwen3_embeddings.engines.scheduling import Limits, Schedule, mixed_tokens
 
 QUERY, DOCUMENT = True, False
 LATER = MIXED_SECONDS + 1
@@ -82,14 +84,16 @@ def test_fill_gives_queries_over_their_limit_to_all_steps_in_progress() -> None:
     assert [filled(what) for _ in range(3)] == [{"queries": 1}, {"queries": 1}, {}]
 
 
-def test_fill_soon_after_a_query_gives_few_documents() -> None:
-    what = schedule(tokens=10 * MIXED_TOKENS, texts=10**6)
+@pytest.mark.parametrize(("model", "most"), [("0.6B", 4096), ("4B", 2048), ("8B", 2048)])
+def test_fill_soon_after_a_query_gives_few_documents(model: str, most: int) -> None:
+    mixed = mixed_tokens(models.describe(f"Qwen/Qwen3-Embedding-{model}").parameters)
+    what: Schedule[str] = Schedule(Limits(10 * most, 10**6, 2, 10 * most, mixed))
     what.add("queries", [10], QUERY, 0)
     assert filled(what) == {"queries": 1}
     what.answered(QUERY, 10)
     what.add("documents", [64] * 10**4, DOCUMENT, 0)
     few = what.fill(1)
-    assert MIXED_TOKENS <= 64 * len(few) < MIXED_TOKENS + 64
+    assert most <= 64 * len(few) < most + 64
     for _ in few:
         what.answered(DOCUMENT, 64)
     assert len(what.fill(LATER)) >= 10 * len(few) - 10

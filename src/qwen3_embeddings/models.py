@@ -25,6 +25,9 @@ DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 END_TOKEN = "<|endoftext|>"
 """The token that the tokenizer itself appends. Its hidden state is the embedding."""
 
+LARGE_MODEL = 2_000_000_000
+"""Number of parameters from which the GPU, not the host, limits steps of 2,048 tokens. An H100 with
+the 4B model needs about 24 ms for one (benchmarks/notes/torch-engine.md)."""
 SIXTEEN_BIT = frozenset(
     {"awq", "gptq", "fp8", "compressed-tensors", "auto-round", "modelopt", "fbgemm_fp8"}
 )

@@ -28,7 +28,7 @@ from qwen3_embeddings import models
 from qwen3_embeddings.engines.vllm.compat import server_program, this_device
 from qwen3_embeddings.engines.vllm.defaults import GIB, Device, engine_arguments
 from qwen3_embeddings.errors import ConfigurationError, MissingDependencyError
-from qwen3_embeddings.models import MIN_DIMENSIONS
+from qwen3_embeddings.models import LARGE_MODEL, MIN_DIMENSIONS
 from qwen3_embeddings.redaction import Secret, fits_header
 from qwen3_embeddings.vectors import check_dimensions
 
@@ -37,9 +37,6 @@ STEP_TOKENS = 8192
 """Most tokens of a step: a query waits for the steps in progress. On an H100 with 0.6B, the latency
 of queries during documents (p99) was 145 ms. With 4,096 tokens it was 113 ms, at a fifth fewer
 documents per second; with 16,384 it was 277 ms (docs/performance.md)."""
-LARGE_MODEL = 2_000_000_000
-"""Number of parameters from which the GPU, not the host, limits steps of
-`LARGE_MODEL_STEP_TOKENS`."""
 LARGE_MODEL_STEP_TOKENS = 2048
 """Most tokens of a step of a large model. On an H100 with 4B, query latency during documents (p99)
 was 100 ms instead of 307 ms with 8,192, at 6 % fewer documents per second (docs/performance.md).

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from qwen3_embeddings.engines.base import MIXED_SECONDS
+from qwen3_embeddings.models import LARGE_MODEL
 
 Call = TypeVar("Call")
 
@@ -20,6 +21,9 @@ MIXED_TOKENS = 4096
 had a latency of 29 ms during documents. Full steps embedded 7 % more documents, with a latency of
 134 ms. 8,192 tokens almost doubled the latency and embedded 5 % more documents. 2,048 tokens
 embedded a third fewer (benchmarks/notes/in-process.md)."""
+LARGE_MODEL_MIXED_TOKENS = 2048
+"""The same for a large model. On an H100 with the 4B model the latency was 53 ms instead of 102,
+with 6 % fewer documents (benchmarks/notes/torch-engine.md)."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Limits:
         texts: most texts in one step.
         steps: number of steps in progress at the same time.
         queries: most tokens of queries in one step.
+        mixed: most tokens of documents in one step soon after a query.
 
     A text is never split, so the last one of a step may exceed a limit of tokens.
     """
@@ -39,6 +44,12 @@ class Limits:
     texts: int
     steps: int
     queries: int
+    mixed: int = MIXED_TOKENS
+
+
+def mixed_tokens(parameters: int) -> int:
+    """Return `Limits.mixed` for a model with this number of parameters."""
+    return MIXED_TOKENS if parameters < LARGE_MODEL else LARGE_MODEL_MIXED_TOKENS
 
 
 @dataclass
@@ -110,7 +121,7 @@ class Schedule(Generic[Call]):
         queries, used = self._take(True, min(limits.queries, limits.tokens), limits.texts - kept)
         budget = limits.tokens - used
         if self.expects_query(now):
-            budget = min(budget, MIXED_TOKENS)
+            budget = min(budget, limits.mixed)
         if self._waiting[True]:  # more queries than one step may have
             budget = min(budget, limits.queries // 8)
         documents, _ = self._take(False, budget, limits.texts - len(queries))

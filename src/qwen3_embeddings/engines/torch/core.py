@@ -50,14 +50,15 @@ class Core:
     Args:
         model: the loaded model.
         settings: device, precision and limits.
+        mixed: most tokens of documents in one step soon after a query.
     """
 
-    def __init__(self, model: Qwen3, settings: Settings) -> None:
+    def __init__(self, model: Qwen3, settings: Settings, mixed: int) -> None:
         self._model, self._settings = model, settings
         steps = STEPS[settings.device.type]
         tokens = settings.max_num_batched_tokens
         queries = min(tokens, QUERY_TOKENS) if settings.gpu else tokens
-        self.limits = Limits(tokens, settings.max_num_seqs, steps, queries)
+        self.limits = Limits(tokens, settings.max_num_seqs, steps, queries, mixed)
         self.context = settings.max_model_len
         self._waiting: dict[str, list[int]] = {}
         self._flights: deque[_Flight] = deque()

@@ -50,12 +50,13 @@ class Core:
 
     Args:
         arguments: arguments of `vllm.EngineArgs`, by name.
+        mixed: most tokens of documents in one step soon after a query.
 
     Raises:
         ConfigurationError: vLLM does not know an argument.
     """
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
+    def __init__(self, arguments: dict[str, Any], mixed: int) -> None:
         from vllm import EngineArgs, PoolingParams
         from vllm.v1.engine.core_client import InprocClient
         from vllm.v1.executor import Executor
@@ -78,7 +79,7 @@ class Core:
             scheduler, steps = config.scheduler_config, config.max_concurrent_batches
             texts = max(1, scheduler.max_num_seqs // steps)
             tokens = scheduler.max_num_batched_tokens
-            self.limits = Limits(tokens, texts, steps, queries=tokens)
+            self.limits = Limits(tokens, texts, steps, queries=tokens, mixed=mixed)
             self.context: int = config.model_config.max_model_len
             self._parameters = PoolingParams(task="embed")
             self._parameters.verify(config.model_config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qwen3_embeddings import checkpoint, models
+from qwen3_embeddings.engines import scheduling
 from qwen3_embeddings.engines.base import Served
 from qwen3_embeddings.engines.vllm import compat, defaults, oom
 from qwen3_embeddings.tokenizer import load_tokenizer
@@ -34,7 +35,7 @@ def start(
     tokenizer = load_tokenizer(engine_kwargs.get("tokenizer") or name, revision)
     arguments = {"model": name, "use_tqdm_on_load": False}
     arguments |= defaults.engine_arguments(model, dtype, compat.this_device()) | engine_kwargs
-    core = compat.Core(arguments)
+    core = compat.Core(arguments, scheduling.mixed_tokens(model.parameters))
     size = model.dimensions
     return core, tokenizer, Served("vllm", name, size, size, core.context)
 
