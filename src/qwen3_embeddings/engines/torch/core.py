@@ -72,7 +72,7 @@ class Core:
         """Compute one text, so that kernels which do not run here fail at the start."""
         if self._settings.gpu:
             # PyTorch would place cuBLAS's workspace, which is never freed, in a block that loading
-            # the weights has left. The whole block, 296 MiB for 0.6B, would stay allocated.
+            # the weights has left. The whole block, 298 MiB for 0.6B, would stay allocated.
             torch.cuda.empty_cache()
         text = [[0]]
         size = batches.size_of(text)

@@ -1,7 +1,7 @@
 """vLLM's FlashAttention, without vLLM: the only part of vLLM that this engine uses.
 
-`import vllm` also imports torch._inductor, which takes half of the engine's start. On an H100 the
-start with all CUDA graphs took 14.4 s with it and 7.6 s without (benchmarks/notes/torch-engine.md).
+`import vllm` also imports torch._inductor, which needs several seconds. On an H100 the first start
+with all CUDA graphs took 14.4 s with it and 7.6 s without (benchmarks/notes/torch-engine.md).
 """
 
 from __future__ import annotations
