@@ -233,8 +233,9 @@ def started(command: Sequence[str], url: str) -> Iterator[None]:
 
 def answers(url: str) -> bool:
     """Return whether a server answers."""
-    key = os.environ.get("QWEN3_EMBEDDINGS_API_KEY", "")  # `serve` demands it everywhere
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
+    key = os.environ.get("QWEN3_EMBEDDINGS_API_KEY")  # `serve` demands it on every route
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(url, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=2) as answer:
             return bool(answer.status == 200)

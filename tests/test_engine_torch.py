@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from qwen3_embeddings import (
     MissingDependencyError,
     UnknownModelError,
 )
+from qwen3_embeddings.engines import scheduling
 from qwen3_embeddings.engines.scheduling import Limits
 from qwen3_embeddings.engines.torch import lifecycle
 from qwen3_embeddings.testing import write_checkpoint
@@ -340,8 +342,21 @@ def test_kernels_that_do_not_run_are_an_error_of_the_start(
         raise RuntimeError("cuDNN version incompatibility")
 
     monkeypatch.setattr(TorchKernels, "attend", fails)
-    with pytest.raises(EngineStartError, match=r"could not start with.*cuDNN version"):
+    with pytest.raises(EngineStartError, match=r"cuDNN version incompatibility.*kernels='torch'"):
         direct(checkpoint, max_num_seqs=6).start()
+
+
+def test_model_with_many_parameters_has_small_steps_soon_after_a_query(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {"max_num_seqs": 7}
+    with direct(checkpoint, **few) as embedder:
+        embedder.start()
+        assert embedder._lease.engine._thread._schedule.limits.mixed == 4096  # type: ignore
+    monkeypatch.setattr(scheduling, "LARGE_MODEL", 1000)
+    with direct(checkpoint, **few) as embedder:
+        embedder.start()
+        assert embedder._lease.engine._thread._schedule.limits.mixed == 2048  # type: ignore
 
 
 # Steps.
@@ -637,7 +652,7 @@ def flash_attn_varlen_func(*, fa_version):
 
 
 def test_kernels_of_an_installed_vllm_are_preferred(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     """Importing all of vLLM would take half of the start, so only one of its files is imported."""
     from qwen3_embeddings.engines.torch import flash_attention, fused, kernels
@@ -665,6 +680,13 @@ def test_kernels_of_an_installed_vllm_are_preferred(
     assert type(kernels.choose(*a_gpu("auto"))) is kernels.TritonKernels
     with pytest.raises(MissingDependencyError, match="no extension for FlashAttention 2"):
         kernels.choose(*a_gpu("vllm"))
+    for unlike in ("raise OSError('libcudart')", "FA2_AVAILABLE = True", "import not_there"):
+        (folder / "flash_attn_interface.py").write_text(unlike)
+        importlib.invalidate_caches()
+        assert type(kernels.choose(*a_gpu("auto"))) is kernels.TritonKernels
+    assert "vLLM's FlashAttention is not used (libcudart)" in caplog.text
+    monkeypatch.setitem(sys.modules, "vllm", object())
+    assert type(kernels.choose(*a_gpu("auto"))) is kernels.TritonKernels
 
 
 def test_attention_of_a_vllm_for_cpus_says_why_it_is_not_there() -> None:
@@ -679,7 +701,8 @@ def test_attention_of_a_vllm_for_cpus_says_why_it_is_not_there() -> None:
         "    print(error)\n"
         "print({'vllm', 'torch._inductor'} & set(sys.modules))\n"
     )
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    command = [sys.executable, "-c", source]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     said, loaded = done.stdout.splitlines()
     assert "_vllm_fa3_C" in said
     assert loaded == "set()"

@@ -260,7 +260,8 @@ def test_dead_engine_raises_with_the_computed_vectors_and_is_replaced(
         collect(names, rows)
 
     thread._collect = die  # type: ignore[method-assign]
-    with pytest.raises(EngineDeadError, match=r"MemoryError.* of 200 texts") as caught:
+    expected_error = r"MemoryError.*Lower max_num_batched_tokens.* of 200 texts"
+    with pytest.raises(EngineDeadError, match=expected_error) as caught:
         embedder.encode_document(texts)
     done = caught.value.computed
     assert done is not None

@@ -99,7 +99,11 @@ async def test_documents_without_queries_start_their_steps_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("said", "advised"),
-    [("CUDA out of memory. Tried to allocate 2.00 GiB.", True), ("CUDA error: no kernel", False)],
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: no kernel image is available", False),
+    ],
 )
 def test_death_of_an_engine_advises_smaller_steps_only_without_memory(
     said: str, advised: bool

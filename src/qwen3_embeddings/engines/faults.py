@@ -20,9 +20,12 @@ from qwen3_embeddings.errors import (
 
 logger = logging.getLogger(__name__)
 
-OUT_OF_MEMORY = r"out of memory|can't allocate memory|Cannot allocate memory|MemoryError|bad_alloc"
-"""Messages of PyTorch's allocators (c10/cuda/CUDACachingAllocator.cpp, c10/core/impl/alloc_cpu.cpp)
-and of Python."""
+OUT_OF_MEMORY = (
+    r"out of memory|can't allocate memory|Cannot allocate memory|MemoryError|bad_alloc"
+    r"|STATUS_ALLOC_FAILED"
+)
+"""Messages of PyTorch's allocators (c10/cuda/CUDACachingAllocator.cpp and
+c10/core/impl/alloc_cpu.cpp), of Python, and of cuBLAS and cuDNN."""
 
 
 def message(error: BaseException) -> str:

@@ -74,11 +74,12 @@ class Core:
             # PyTorch would place cuBLAS's workspace, which is never freed, in a block that loading
             # the weights has left. The whole block, 298 MiB for 0.6B, would stay allocated.
             torch.cuda.empty_cache()
-        text = [[0]]
+        # FlashAttention and cuBLAS have other kernels for a single token.
+        text = [[0] * min(32, self.context)]
         size = batches.size_of(text)
         with torch.inference_mode():
             source = batches.pack(text, size).to(self._settings.device)
-            self._model.forward(batches.unpack(source, size, [1])).cpu()
+            self._model.forward(batches.unpack(source, size, [size.tokens])).cpu()
 
     def add(self, request_id: str, ids: list[int]) -> None:
         """Queue a text, as token ids, for the next steps."""

@@ -10,7 +10,7 @@ import functools
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -20,11 +20,12 @@ Attention = Callable[..., torch.Tensor]
 """vLLM's `flash_attn_varlen_func`."""
 PACKAGE = "_qwen3_embeddings_vllm_flash_attn"
 """Name under which the files of `vllm.vllm_flash_attn` are imported."""
+INTERFACE = f"{PACKAGE}.flash_attn_interface"
 
 
 def installed() -> bool:
-    """Whether vLLM is installed. Its FlashAttention may still not work here."""
-    return importlib.util.find_spec("vllm") is not None
+    """Return whether vLLM is installed. Its FlashAttention may still not work here."""
+    return bool(_folders())
 
 
 def load(device: torch.device) -> Attention:
@@ -36,19 +37,28 @@ def load(device: torch.device) -> Attention:
     Raises:
         ImportError: the installed vLLM does not have it, or was built for another PyTorch.
     """
-    spec = importlib.util.find_spec("vllm")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError("vLLM is not installed")
     # The module imports its extensions relative to its package. An empty package with the same
     # folder is enough for that.
     package = ModuleSpec(PACKAGE, loader=None, is_package=True)
-    package.submodule_search_locations = [
-        str(Path(folder, "vllm_flash_attn")) for folder in spec.submodule_search_locations
-    ]
+    package.submodule_search_locations = [str(Path(f, "vllm_flash_attn")) for f in _folders()]
     sys.modules.setdefault(PACKAGE, importlib.util.module_from_spec(package))
-    interface = importlib.import_module(f"{PACKAGE}.flash_attn_interface")
-    # Version 3 runs on Hopper only.
-    version = 3 if torch.cuda.get_device_capability(device)[0] == 9 else 2
-    if not getattr(interface, f"FA{version}_AVAILABLE"):
-        raise ImportError(getattr(interface, f"FA{version}_UNAVAILABLE_REASON"))
-    return functools.partial(interface.flash_attn_varlen_func, fa_version=version)
+    try:
+        interface = importlib.import_module(INTERFACE)
+        # Version 3 runs on Hopper only.
+        version = 3 if torch.cuda.get_device_capability(device)[0] == 9 else 2
+        if not getattr(interface, f"FA{version}_AVAILABLE"):
+            raise ImportError(getattr(interface, f"FA{version}_UNAVAILABLE_REASON"))
+        return functools.partial(interface.flash_attn_varlen_func, fa_version=version)
+    except Exception as error:  # another vLLM may have other names, or other extensions
+        for name in (INTERFACE, PACKAGE):  # the next call may find a vLLM that was repaired
+            sys.modules.pop(name, None)
+        raise ImportError(str(error)) from error
+
+
+def _folders() -> Sequence[str]:
+    """Return the folders of the installed vLLM; none if it is not installed."""
+    try:
+        spec = importlib.util.find_spec("vllm")
+    except ValueError:  # something else was put into sys.modules under this name
+        return []
+    return spec.submodule_search_locations or [] if spec else []

@@ -24,6 +24,9 @@ INSTALL = (
     "engine='reference' runs sentence-transformers."
 )
 
+GPU_ERROR = "CUDA|cuDNN|CUDNN|CUBLAS"
+"""Words in the messages of the libraries that run kernels."""
+
 
 def load() -> None:
     """Import PyTorch.
@@ -69,9 +72,14 @@ def start(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Core, T
 
 def explain(said: str, name: str, dtype: str, engine_kwargs: dict[str, Any]) -> str | None:
     """Return why a start failed and what to do, to follow "PyTorch could not start with …"."""
-    if not re.search(faults.OUT_OF_MEMORY, said):
-        return None
-    return (
-        f" ({said}). Lower max_num_batched_tokens or max_model_len (engine_kwargs), end other "
-        "programs that hold the memory, or use a smaller model."
-    )
+    if re.search(faults.OUT_OF_MEMORY, said):
+        return (
+            f" ({said}). Lower max_num_batched_tokens or max_model_len (engine_kwargs), end other "
+            "programs that hold the memory, or use a smaller model."
+        )
+    if re.search(GPU_ERROR, said):
+        return (
+            f" ({said}). Check that PyTorch's build fits the GPU and its driver, or pass "
+            "kernels='torch' or device='cpu' in engine_kwargs."
+        )
+    return None

@@ -91,8 +91,10 @@ def load(name: str, shape: Shape, vocabulary: int, settings: Settings) -> Qwen3:
 
     Raises:
         UnknownModelError: weights are missing or do not fit config.json.
-        ConfigurationError: there are no weights as safetensors.
+        ConfigurationError: there are no weights as safetensors, or the kernels do not fit.
+        MissingDependencyError: the kernels cannot be imported or compiled.
     """
+    operations = kernels.choose(shape, settings)  # may fail, so before gigabytes are read
     found = weights.read(name, settings)
     table = found.take("embed_tokens.weight", (None, shape.hidden))
     return Qwen3(
@@ -101,7 +103,7 @@ def load(name: str, shape: Shape, vocabulary: int, settings: Settings) -> Qwen3:
         layers=[_layer(found, shape, number) for number in range(shape.layers)],
         norm=found.take("norm.weight", (shape.hidden,)),
         angles=_angles(shape, settings),
-        kernels=kernels.choose(shape, settings),
+        kernels=operations,
     )
 
 
