@@ -342,7 +342,7 @@ def test_kernels_that_do_not_run_are_an_error_of_the_start(
         raise RuntimeError("cuDNN version incompatibility")
 
     monkeypatch.setattr(TorchKernels, "attend", fails)
-    with pytest.raises(EngineStartError, match=r"cuDNN version incompatibility.*kernels='torch'"):
+    with pytest.raises(EngineStartError, match=r"cuDNN version incompatibility.*device='cpu'"):
         direct(checkpoint, max_num_seqs=6).start()
 
 
@@ -680,13 +680,24 @@ def test_kernels_of_an_installed_vllm_are_preferred(
     assert type(kernels.choose(*a_gpu("auto"))) is kernels.TritonKernels
     with pytest.raises(MissingDependencyError, match="no extension for FlashAttention 2"):
         kernels.choose(*a_gpu("vllm"))
-    for unlike in ("raise OSError('libcudart')", "FA2_AVAILABLE = True", "import not_there"):
-        (folder / "flash_attn_interface.py").write_text(unlike)
+    for unlike, said in [
+        ("raise OSError('libcudart')", "OSError: libcudart"),
+        ("FA2_AVAILABLE = True", "flash_attn_varlen_func"),
+        ("import not_there", "No module named 'not_there'"),
+        (None, "No module named 'vllm.vllm_flash_attn.flash_attn_interface'"),
+    ]:
+        caplog.clear()
+        shutil.rmtree(folder)
+        folder.mkdir()
+        if unlike:
+            (folder / "flash_attn_interface.py").write_text(unlike)
         importlib.invalidate_caches()
         assert type(kernels.choose(*a_gpu("auto"))) is kernels.TritonKernels
-    assert "vLLM's FlashAttention is not used (libcudart)" in caplog.text
+        assert said in caplog.text
     monkeypatch.setitem(sys.modules, "vllm", object())
     assert type(kernels.choose(*a_gpu("auto"))) is kernels.TritonKernels
+    with pytest.raises(MissingDependencyError, match="vLLM is not installed"):
+        kernels.choose(*a_gpu("vllm"))
 
 
 def test_attention_of_a_vllm_for_cpus_says_why_it_is_not_there() -> None:

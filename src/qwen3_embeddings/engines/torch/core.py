@@ -74,7 +74,8 @@ class Core:
             # PyTorch would place cuBLAS's workspace, which is never freed, in a block that loading
             # the weights has left. The whole block, 298 MiB for 0.6B, would stay allocated.
             torch.cuda.empty_cache()
-        # FlashAttention and cuBLAS have other kernels for a single token.
+        # For one token, FlashAttention and cuBLAS have other kernels than for most texts. So the
+        # text is as long as a short query.
         text = [[0] * min(32, self.context)]
         size = batches.size_of(text)
         with torch.inference_mode():

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from qwen3_embeddings.engines import faults
+
 Attention = Callable[..., torch.Tensor]
 """vLLM's `flash_attn_varlen_func`."""
 PACKAGE = "_qwen3_embeddings_vllm_flash_attn"
@@ -35,12 +37,15 @@ def load(device: torch.device) -> Attention:
         device: the GPU.
 
     Raises:
-        ImportError: the installed vLLM does not have it, or was built for another PyTorch.
+        ImportError: vLLM is not installed, or its FlashAttention cannot be loaded here.
     """
+    folders = _folders()
+    if not folders:
+        raise ImportError("vLLM is not installed")
     # The module imports its extensions relative to its package. An empty package with the same
     # folder is enough for that.
     package = ModuleSpec(PACKAGE, loader=None, is_package=True)
-    package.submodule_search_locations = [str(Path(f, "vllm_flash_attn")) for f in _folders()]
+    package.submodule_search_locations = [str(Path(f, "vllm_flash_attn")) for f in folders]
     sys.modules.setdefault(PACKAGE, importlib.util.module_from_spec(package))
     try:
         interface = importlib.import_module(INTERFACE)
@@ -52,7 +57,7 @@ def load(device: torch.device) -> Attention:
     except Exception as error:  # another vLLM may have other names, or other extensions
         for name in (INTERFACE, PACKAGE):  # the next call may find a vLLM that was repaired
             sys.modules.pop(name, None)
-        raise ImportError(str(error)) from error
+        raise ImportError(faults.message(error).replace(PACKAGE, "vllm.vllm_flash_attn")) from error
 
 
 def _folders() -> Sequence[str]:

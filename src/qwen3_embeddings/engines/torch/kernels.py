@@ -237,7 +237,11 @@ def _fused_kernels(wanted: str, shape: Shape, device: torch.device) -> TritonKer
                     f"vLLM's FlashAttention cannot be imported ({error}). Leave kernels out, or "
                     "install vLLM's build for a GPU."
                 ) from error
-            logger.warning("vLLM's FlashAttention is not used (%s). PyTorch's is.", error)
+            logger.warning(
+                "engine='torch' uses PyTorch's FlashAttention, which is slower for long texts, "
+                "because vLLM's cannot be loaded: %s",
+                error,
+            )
         else:
             return VLLMKernels(shape, device, attention)
     return TritonKernels(shape, device)

@@ -24,7 +24,7 @@ INSTALL = (
     "engine='reference' runs sentence-transformers."
 )
 
-GPU_ERROR = "CUDA|cuDNN|CUDNN|CUBLAS"
+GPU_ERROR = "CUDA|cuDNN|CUDNN|CUBLAS|FlashAttention"
 """Words in the messages of the libraries that run kernels."""
 
 
@@ -79,7 +79,7 @@ def explain(said: str, name: str, dtype: str, engine_kwargs: dict[str, Any]) -> 
         )
     if re.search(GPU_ERROR, said):
         return (
-            f" ({said}). Check that PyTorch's build fits the GPU and its driver, or pass "
-            "kernels='torch' or device='cpu' in engine_kwargs."
+            f" ({said}). Check that PyTorch's build fits the GPU, its driver and the installed "
+            "cuDNN, or pass device='cpu' in engine_kwargs."
         )
     return None
