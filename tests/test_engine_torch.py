@@ -318,32 +318,24 @@ def test_device_is_any_name_of_pytorch_for_the_cpu(
     np.testing.assert_array_equal(found, torch_embedder.encode_document(["one"]))
 
 
-def test_start_without_memory_says_what_to_lower(
-    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("where", "said", "advice"),
+    [
+        ("weights.read", "CUDA out of memory", "max_num_batched_tokens"),
+        # Otherwise each call would start an engine that dies at its first step.
+        ("kernels.TorchKernels.attend", "cuDNN version incompatibility", "device='cpu'"),
+    ],
+)
+def test_start_that_fails_on_the_device_says_why_and_what_to_do(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch, where: str, said: str, advice: str
 ) -> None:
-    from qwen3_embeddings.engines.torch import weights
+    def fails(*_: object) -> None:
+        raise RuntimeError(said)
 
-    def refused(*_: object) -> None:
-        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    monkeypatch.setattr(weights, "read", refused)
-    with pytest.raises(EngineStartError, match=r"PyTorch could not start.*max_num_batched_tokens"):
+    monkeypatch.setattr(f"qwen3_embeddings.engines.torch.{where}", fails)
+    with pytest.raises(EngineStartError, match=rf"PyTorch could not start.*{said}.*{advice}"):
         direct(checkpoint, max_num_seqs=5).start()
     assert lifecycle.explain("ValueError: something else", "", "", {}) is None
-
-
-def test_kernels_that_do_not_run_are_an_error_of_the_start(
-    checkpoint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Otherwise each call would start an engine that dies at its first step."""
-    from qwen3_embeddings.engines.torch.kernels import TorchKernels
-
-    def fails(*_: object) -> None:
-        raise RuntimeError("cuDNN version incompatibility")
-
-    monkeypatch.setattr(TorchKernels, "attend", fails)
-    with pytest.raises(EngineStartError, match=r"cuDNN version incompatibility.*device='cpu'"):
-        direct(checkpoint, max_num_seqs=6).start()
 
 
 def test_model_with_many_parameters_has_small_steps_soon_after_a_query(
@@ -661,12 +653,9 @@ def test_kernels_of_an_installed_vllm_are_preferred(
     folder.mkdir(parents=True)
     (tmp_path / "vllm" / "__init__.py").write_text("raise ValueError('vLLM was imported')")
     (folder / "flash_attn_interface.py").write_text(ATTENTION)
-    for name in (
-        "vllm",
-        flash_attention.PACKAGE,
-        f"{flash_attention.PACKAGE}.flash_attn_interface",
-    ):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in ("vllm", flash_attention.PACKAGE, flash_attention.INTERFACE):
+        monkeypatch.setitem(sys.modules, name, None)  # undoes also what the test imports
+        del sys.modules[name]
     monkeypatch.syspath_prepend(str(tmp_path))
     capability = [9, 0]
     monkeypatch.setattr(kernels.torch, "zeros", lambda *_, **__: None)
