@@ -36,14 +36,15 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 STEP_TOKENS = 8192
 """Most tokens of a step: a query waits for the steps in progress. On an H100 with 0.6B, the latency
 of queries during documents (p99) was 145 ms. With 4,096 tokens it was 113 ms, at a fifth fewer
-documents per second; with 16,384 it was 277 ms (docs/performance.md)."""
+documents per second; with 16,384 it was 277 ms (benchmarks/notes/server.md)."""
 LARGE_MODEL_STEP_TOKENS = 2048
 """Most tokens of a step of a large model. On an H100 with 4B, query latency during documents (p99)
-was 100 ms instead of 307 ms with 8,192, at 6 % fewer documents per second (docs/performance.md).
+was 100 ms instead of 307 ms with 8,192, at 6 % fewer documents per second
+(benchmarks/notes/server.md).
 vLLM accepts no fewer than the texts of a step, twice `Profile.step_texts`."""
 RENDERER_WORKERS = 4
 """Tokenizer threads of each HTTP process. With vLLM's default of one, a query waits for every text
-of the requests before it (docs/performance.md)."""
+of the requests before it (benchmarks/notes/server.md)."""
 STOP_SECONDS = 20
 """Time limit of a stop, in seconds. During its start vLLM may ignore SIGTERM."""
 
@@ -154,7 +155,7 @@ def default_api_servers() -> int:
 
     A text costs such a process 1 to 3 ms, depending on how many share its request. One process
     limited an H100 to 520 texts per second (135 tokens each). Ten were busy 23 % of the time, and
-    start more slowly (docs/performance.md). The engine and the clients need cores too.
+    start more slowly (benchmarks/notes/server.md). The engine and the clients need cores too.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(8, (cores or 1) * 3 // 8))

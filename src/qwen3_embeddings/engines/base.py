@@ -18,7 +18,8 @@ Prompt = str | list[int]
 """A text, or its token ids with the end token, to which nothing is added."""
 
 MIXED_SECONDS = 10.0
-"""Seconds after a query during which capacity is kept for the next one (docs/performance.md)."""
+"""Seconds after a query during which capacity is kept for the next one
+(benchmarks/notes/in-process.md)."""
 
 
 @dataclass(frozen=True)

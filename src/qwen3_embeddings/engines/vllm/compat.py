@@ -46,7 +46,7 @@ class Core:
 
     `vllm.LLM` cannot be used from several threads. `LLMEngine` prepares and wraps every request as
     for generation, which for short texts costs as much as the rest of a step
-    (docs/performance.md). The core itself accepts token ids and returns tensors.
+    (benchmarks/notes/in-process.md). The core itself accepts token ids and returns tensors.
 
     Args:
         arguments: arguments of `vllm.EngineArgs`, by name.

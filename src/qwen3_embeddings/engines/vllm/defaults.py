@@ -2,7 +2,7 @@
 
 The in-process engine and ``qwen3-embeddings serve`` both start vLLM with `engine_arguments`. Each
 argument can be overridden: with ``engine_kwargs``, or with the option of the same name. The figures
-come from docs/performance.md.
+come from docs/performance.md and benchmarks/notes/.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ GRAPH_TOKENS = (
 )
 """Step sizes, in tokens, whose kernels are recorded as CUDA graphs; a step is padded to the next.
 vLLM's own sizes end at 512 tokens. Above that the host launches kernels more slowly than the GPU
-runs them: 22 ms against 18 ms for 8,192 tokens of 0.6B on an H100 (docs/performance.md)."""
+runs them: 22 ms against 18 ms for 8,192 tokens of 0.6B on an H100
+(benchmarks/notes/in-process.md)."""
 
 
 @dataclass(frozen=True)
