@@ -69,7 +69,7 @@ class Core:
                 self._graphs = Graphs(model, settings.max_num_batched_tokens, settings.device)
 
     def warm_up(self) -> None:
-        """Compute one text, so that kernels which do not run here fail at the start."""
+        """Compute one text. If a kernel does not run on this device, the start then fails."""
         if self._settings.gpu:
             # PyTorch would place cuBLAS's workspace, which is never freed, in a block that loading
             # the weights has left. The whole block, 298 MiB for 0.6B, would stay allocated.
