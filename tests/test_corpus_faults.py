@@ -114,6 +114,32 @@ def test_embed_killed_with_the_real_engine_gives_the_vectors_of_one_run(
         np.testing.assert_allclose(matrix(rows), matrix(whole), atol=1e-6)
 
 
+KILLED_AT_THE_END = """
+    import random, sys
+    sys.path.insert(0, sys.argv[1])
+    from corpus_kills import arm, job
+    arm("success", 1, random.Random(0))
+    job("fake", sys.argv[2], sys.argv[3])
+"""
+
+
+def test_embed_killed_before_the_success_mark_leaves_no_temporary_file(tmp_path: Path) -> None:
+    corpus, output = tmp_path / "in", tmp_path / "out"
+    write_corpus(corpus, 40)
+    script = [sys.executable, "-c", textwrap.dedent(KILLED_AT_THE_END), str(SUPPORT)]
+    done = subprocess.run([*script, str(corpus), str(output)], timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert list((output / "_embed/tmp").iterdir())
+    assert not (output / "_SUCCESS").exists()
+
+    summary = embed(str(corpus), str(output), embedder=FakeEmbedder(), **OPTIONS)
+
+    assert summary.complete
+    assert summary.counts.rows == 0
+    assert (output / "_SUCCESS").exists()
+    assert not list((output / "_embed/tmp").iterdir())
+
+
 # A full disk.
 
 FULL = """

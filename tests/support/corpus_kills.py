@@ -3,8 +3,9 @@
     python tests/support/corpus_kills.py fake|MODEL INPUTS OUTPUT KILLS
 
 The job runs in forks of this process, which has imported what it needs. A fork kills itself at a
-chosen moment of its work: inside a write, between the write and the rename, between rejects and
-shard, after the rename, or at a random time after its first shard. One JSON line per kill says
+chosen moment of its work. The moment is inside a write, between the write and the rename, between
+rejects and shard, or after the rename. It can also be at a random time after the first shard.
+test_corpus_faults.py also uses the moment before the success mark. One JSON line per kill says
 what it left. The last fork runs to its end.
 """
 
@@ -49,6 +50,8 @@ def arm(point: str, count: int, chance: random.Random) -> None:
 
     def counted_replace(source: Any, target: Any) -> None:
         rejects = "rejects" in str(target)
+        if Path(target).name == "_SUCCESS":
+            now("success")
         if not rejects and str(target).endswith(".parquet"):
             now("rename")
             if point == "random":

@@ -102,8 +102,8 @@ def embed(
         plan = job.plan(retry_rejects=retry_rejects, replace_changed=replace_changed)
         progress = Progress(0, 0)
         failed: list[str] = []
+        job.begin(plan, alone=alone)
         if plan.works:
-            job.begin(plan, alone=alone)
             out = printer(show_progress)
             if ray:
                 from qwen3_embeddings.corpus import ray as cluster

@@ -306,11 +306,13 @@ class Job:
         )
 
     def begin(self, plan: Plan, *, alone: bool) -> None:
-        """Prepare the output: no success mark, nothing left from killed attempts."""
+        """Delete what killed attempts left; with work to do, prepare the output for it."""
         with output_errors(self.store.url):
-            self.store.delete(SUCCESS)
             if alone:
                 self.store.clean()
+            if not plan.works:
+                return
+            self.store.delete(SUCCESS)
             if self.store.read(JOB) is None:
                 self.store.write(JOB, json.dumps(plan.identity, indent=1).encode())
 
