@@ -33,6 +33,7 @@ from qwen3_embeddings.corpus import (
 )
 from qwen3_embeddings.corpus.estimate import estimate
 from qwen3_embeddings.corpus.splits import Shard
+from qwen3_embeddings.corpus.storage import Store
 
 TEXTS = [f"row {i} " + "word " * (i % 7) for i in range(137)]
 ODD = [
@@ -622,6 +623,69 @@ def test_rejects_of_a_killed_attempt_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "out" / shards(tmp_path / "out")[0]).unlink()
     summary = run(tmp_path / "a.jsonl", tmp_path / "out", embedder=FORGIVING())
     assert (summary.exit_code, summary.rejects) == (0, 0)
+
+
+def test_rejects_without_their_shard_are_deleted_when_their_input_has_changed(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl([*TEXTS[:5], "NAN"]))
+    run(tmp_path / "a.jsonl", tmp_path / "out")
+    for shard in shards(tmp_path / "out"):  # as after a kill between the rejects and the shard
+        (tmp_path / "out" / shard).unlink()
+    (tmp_path / "a.jsonl").write_bytes(jsonl(TEXTS[:7]))
+    assert run(tmp_path / "a.jsonl", tmp_path / "out").complete
+    assert not list((tmp_path / "out/_embed/rejects").iterdir())
+
+
+@pytest.mark.parametrize("deletions", range(5))
+def test_input_that_comes_back_after_a_kill_in_the_deletion_of_its_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deletions: int
+) -> None:
+    """Every row is in one shard or among the rejects, wherever the deletion stopped."""
+    texts = [*TEXTS[:5], "NAN"]
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_bytes(jsonl(texts))
+    both, out = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], tmp_path / "out"
+    run(both, out)
+    assert run(both, out, retry_rejects=True, embedder=FORGIVING()).counts.rows == 2
+    delete, left = Store.delete, [deletions]
+
+    def stop(store: Store, name: str) -> None:
+        if "part-a.jsonl" in name:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+        delete(store, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "delete", stop)
+        if deletions < 4:  # two shards and two files of rejects
+            with pytest.raises(KeyboardInterrupt):
+                run(both[1:], out, replace_changed=True)
+            assert not (out / "_SUCCESS").exists()
+        else:
+            assert run(both[1:], out, replace_changed=True).complete
+
+    summary = run(both, out, embedder=FORGIVING())
+    if summary.rejects:
+        summary = run(both, out, retry_rejects=True, embedder=FORGIVING())
+
+    assert (summary.complete, summary.rejects) == (True, 0)
+    rows = table(out)
+    assert rows["id"].to_pylist() == [str(i) for i in range(6)] * 2
+
+
+def test_success_mark_is_deleted_by_a_part_without_work_when_another_part_has_some(
+    tmp_path: Path,
+) -> None:
+    write_parquet(tmp_path / "in/a.parquet", TEXTS[:20])
+    run(tmp_path / "in", tmp_path / "out")
+    write_parquet(tmp_path / "in/b.parquet", TEXTS[:20])
+    first = run(tmp_path / "in", tmp_path / "out", shards="0/2", embedder=IDLE())
+    assert (first.counts.rows, first.complete) == (0, False)
+    assert not (tmp_path / "out/_SUCCESS").exists()
+    assert run(tmp_path / "in", tmp_path / "out", shards="1/2").complete
+    assert (tmp_path / "out/_SUCCESS").exists()
 
 
 def test_shard_of_rejects_only_is_done(tmp_path: Path) -> None:

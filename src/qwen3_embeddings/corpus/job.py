@@ -306,14 +306,14 @@ class Job:
         )
 
     def begin(self, plan: Plan, *, alone: bool) -> None:
-        """Delete what killed attempts left; with work to do, prepare the output for it."""
+        """Delete what killed attempts left; prepare the output if this run changes it."""
         with output_errors(self.store.url):
             if alone:
                 self.store.clean()
-            if not plan.works:
-                return
-            self.store.delete(SUCCESS)
-            if self.store.read(JOB) is None:
+                rejects.clean(self.store, plan.done)
+            if plan.works or plan.obsolete or not plan.done.has_all(plan.splits):
+                self.store.delete(SUCCESS)
+            if plan.works and self.store.read(JOB) is None:
                 self.store.write(JOB, json.dumps(plan.identity, indent=1).encode())
 
     def run(self, plan: Plan, out: TextIO | None = None) -> tuple[Progress, list[str]]:
@@ -333,17 +333,26 @@ class Job:
         """Mark the output as complete if it is, and return what happened."""
         with output_errors(self.store.url):
             done = self._done()
-            complete = not failed and all(done.has(split) for split in plan.splits)
+            complete = not failed and done.has_all(plan.splits)
             if complete:
-                for shard in plan.obsolete:
-                    self.store.delete(f"{rejects.FOLDER}/{shard.stem}.jsonl")
-                    self.store.delete(shard.name)
+                self._delete(plan.obsolete)
                 if self.store.read(SUCCESS) is None:
                     self.store.write(SUCCESS, b"")
             current = rejects.current(self.store, done)
             rejected = sum(len(lines) for shard, lines in current if plan.owns(shard))
             shards = sum(plan.owns(shard) for shard in done.main.values())
         return Summary(replace(counts), seconds, shards, rejected, tuple(failed), complete)
+
+    def _delete(self, shards: Sequence[Shard]) -> None:
+        """Delete shards and their rejects in an order that a kill can interrupt anywhere.
+
+        The last generation goes first. If its input comes back later, the first generation is
+        embedded again or still there, and no row is in two shards. A shard goes before its
+        rejects, or these rows would count as embedded.
+        """
+        for shard in sorted(shards, key=lambda shard: -shard.generation):
+            self.store.delete(shard.name)
+            self.store.delete(f"{rejects.FOLDER}/{shard.stem}.jsonl")
 
 
 def _kept(stored: Mapping[str, Any], files: Sequence[File], options: Options) -> list[pa.Field]:

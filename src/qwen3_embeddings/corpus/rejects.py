@@ -89,3 +89,11 @@ def current(store: Store, done: Done) -> Iterator[tuple[Shard, list[Mapping[str,
         newest = done.newest(shard)
         if f"{newest.stem}.jsonl" in there and (lines := read(store, newest)):
             yield shard, lines
+
+
+def clean(store: Store, done: Done) -> None:
+    """Delete the rejects that an attempt wrote before it was killed, without their shard."""
+    shards = {f"{shard.stem}.jsonl" for shards in done.all.values() for shard in shards}
+    for name in store.names(FOLDER):
+        if name not in shards:
+            store.delete(f"{FOLDER}/{name}")

@@ -132,6 +132,10 @@ class Done:
             start = shard.stop
         return False
 
+    def has_all(self, splits: Iterable[Split]) -> bool:
+        """Whether the output has every one of these splits."""
+        return all(map(self.has, splits))
+
     def newest(self, shard: Shard) -> Shard:
         """Return the last generation of a shard; its rejects are the ones that count."""
         return max(self.all[shard.place], key=lambda other: other.generation)
