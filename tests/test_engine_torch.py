@@ -22,6 +22,7 @@ from qwen3_embeddings import (
     EngineStartError,
     MissingDependencyError,
     UnknownModelError,
+    models,
 )
 from qwen3_embeddings.engines import scheduling
 from qwen3_embeddings.engines.scheduling import Limits
@@ -465,6 +466,14 @@ def test_every_step_up_to_the_largest_graph_fits_with_its_padding() -> None:
     assert graphs.fitting(Size(4000, 1, 4000), sizes) is None, "a text longer than LONGEST"
     assert graphs.fitting(Size(8193, 100, 100), sizes) is None
     assert graphs.fitting(Size(300, 257, 2), sizes) is None
+
+
+@pytest.mark.parametrize(("model", "most"), [("0.6B", 8192), ("4B", 2048), ("8B", 2048)])
+def test_large_models_have_graphs_for_small_steps_only(model: str, most: int) -> None:
+    from qwen3_embeddings.engines.torch import graphs
+
+    described = models.describe(f"Qwen/Qwen3-Embedding-{model}")
+    assert graphs.largest_graph(described.parameters) == most
 
 
 # The environment.

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qwen3_embeddings.engines.scheduling import Limits
+from qwen3_embeddings.engines.scheduling import Limits, mixed_tokens
 from qwen3_embeddings.engines.torch import batches
-from qwen3_embeddings.engines.torch.graphs import Graphs
+from qwen3_embeddings.engines.torch.graphs import Graphs, largest_graph
 from qwen3_embeddings.engines.torch.model import Qwen3
 from qwen3_embeddings.engines.torch.settings import Settings
 from qwen3_embeddings.vectors import Vectors
@@ -50,14 +50,15 @@ class Core:
     Args:
         model: the loaded model.
         settings: device, precision and limits.
-        mixed: most tokens of documents in one step soon after a query.
+        parameters: number of the model's parameters.
     """
 
-    def __init__(self, model: Qwen3, settings: Settings, mixed: int) -> None:
+    def __init__(self, model: Qwen3, settings: Settings, parameters: int) -> None:
         self._model, self._settings = model, settings
         steps = STEPS[settings.device.type]
         tokens = settings.max_num_batched_tokens
         queries = min(tokens, QUERY_TOKENS) if settings.gpu else tokens
+        mixed = mixed_tokens(parameters)
         self.limits = Limits(tokens, settings.max_num_seqs, steps, queries, mixed)
         self.context = settings.max_model_len
         self._waiting: dict[str, list[int]] = {}
@@ -66,7 +67,8 @@ class Core:
         if settings.gpu:
             torch.cuda.set_device(settings.device)
             if not settings.enforce_eager and settings.dtype == torch.bfloat16:
-                self._graphs = Graphs(model, settings.max_num_batched_tokens, settings.device)
+                most = min(tokens, largest_graph(parameters))
+                self._graphs = Graphs(model, most, settings.device)
 
     def warm_up(self) -> None:
         """Compute one text. If a kernel does not run on this device, the start then fails."""

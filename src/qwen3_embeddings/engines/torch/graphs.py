@@ -13,6 +13,7 @@ import torch
 from qwen3_embeddings.engines.torch import batches
 from qwen3_embeddings.engines.torch.batches import Size
 from qwen3_embeddings.engines.torch.model import Qwen3
+from qwen3_embeddings.models import LARGE_MODEL
 
 TOKENS = (
     *(32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072),
@@ -20,11 +21,21 @@ TOKENS = (
 )
 """Token counts of the sizes. Above 8,192 tokens a step of 0.6B keeps an H100 busy longer than the
 host, so a graph would save nothing."""
+LARGE_MODEL_TOKENS = 2048
+"""Most tokens of a graph for a large model. Larger steps keep the GPU busy longer than the host.
+Without a graph they need no padding. On an H100 with the 4B model, 64 callers of single texts got
+2 % more texts/s than with graphs up to 8,192 tokens. The engine used 0.4 GiB less memory
+(benchmarks/notes/torch-engine.md)."""
 MOST_TEXTS = 256
 """Most texts of a step in a graph, without the padding."""
 LONGEST = 2048
 """Most tokens of one text in a graph. FlashAttention 2 launches as many blocks for every text as
 the longest one could need, so a larger value would launch more that do nothing."""
+
+
+def largest_graph(parameters: int) -> int:
+    """Return the most tokens of a graph for a model with this number of parameters."""
+    return TOKENS[-1] if parameters < LARGE_MODEL else LARGE_MODEL_TOKENS
 
 
 def graph_sizes(most_tokens: int) -> list[Size]:
@@ -72,7 +83,7 @@ class Graphs:
 
     Args:
         model: the loaded model.
-        most_tokens: most tokens in one step.
+        most_tokens: most tokens of a graph.
         device: the GPU.
     """
 

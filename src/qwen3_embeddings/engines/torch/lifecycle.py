@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from qwen3_embeddings import checkpoint, models
-from qwen3_embeddings.engines import faults, scheduling
+from qwen3_embeddings.engines import faults
 from qwen3_embeddings.engines.base import Served
 from qwen3_embeddings.errors import MissingDependencyError
 from qwen3_embeddings.tokenizer import load_tokenizer
@@ -62,7 +62,7 @@ def start(name: str, dtype: str, engine_kwargs: dict[str, Any]) -> tuple[Core, T
     tokenizer = load_tokenizer(name, revision)
     chosen = settings.choose(described, dtype, engine_kwargs)
     loaded = model.load(name, shape, tokenizer.get_vocab_size(), chosen)
-    started = core.Core(loaded, chosen, scheduling.mixed_tokens(described.parameters))
+    started = core.Core(loaded, chosen, described.parameters)
     started.warm_up()
     size = described.dimensions
     vocabulary = len(loaded.table)
