@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import csv
 import functools
 import gzip
@@ -635,6 +636,24 @@ def test_rejects_without_their_shard_are_deleted_when_their_input_has_changed(
     (tmp_path / "a.jsonl").write_bytes(jsonl(TEXTS[:7]))
     assert run(tmp_path / "a.jsonl", tmp_path / "out").complete
     assert not list((tmp_path / "out/_embed/rejects").iterdir())
+
+
+def test_rejects_whose_shard_another_process_writes_now_are_kept(tmp_path: Path) -> None:
+    """A worker of a killed Ray job can write its shard after the next job has listed the shards."""
+    (tmp_path / "a.jsonl").write_bytes(jsonl([*TEXTS[:5], "NAN"]))
+    run(tmp_path / "a.jsonl", tmp_path / "out")
+    inputs, out = [str(tmp_path / "a.jsonl")], str(tmp_path / "out")
+    options = Options(id_column="id", shard_rows=20)
+    with contextlib.closing(Job(inputs, out, options, FakeEmbedder())) as next_job:
+        late = [tmp_path / "out" / shard for shard in shards(tmp_path / "out")]
+        contents = [shard.read_bytes() for shard in late]
+        for shard in late:
+            shard.unlink()
+        plan = next_job.plan()
+        for shard, content in zip(late, contents, strict=True):
+            shard.write_bytes(content)
+        next_job.begin(plan, alone=True)
+    assert run(tmp_path / "a.jsonl", tmp_path / "out").rejects == 1
 
 
 @pytest.mark.parametrize("deletions", range(5))

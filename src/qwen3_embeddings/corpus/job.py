@@ -306,11 +306,15 @@ class Job:
         )
 
     def begin(self, plan: Plan, *, alone: bool) -> None:
-        """Delete what killed attempts left; prepare the output if this run changes it."""
+        """Prepare the output for this run.
+
+        Delete what killed attempts left, if no other process can be writing. Delete the success
+        mark unless the output is complete. Write job.json before the first shard.
+        """
         with output_errors(self.store.url):
             if alone:
                 self.store.clean()
-                rejects.clean(self.store, plan.done)
+                rejects.clean(self.store, plan.done, plan.files)
             if plan.works or plan.obsolete or not plan.done.has_all(plan.splits):
                 self.store.delete(SUCCESS)
             if plan.works and self.store.read(JOB) is None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from qwen3_embeddings.corpus.inputs import File
 from qwen3_embeddings.corpus.readers import Problem, Rows
 from qwen3_embeddings.corpus.splits import Done, Shard
 from qwen3_embeddings.corpus.storage import PRIVATE, Store
@@ -91,9 +92,15 @@ def current(store: Store, done: Done) -> Iterator[tuple[Shard, list[Mapping[str,
             yield shard, lines
 
 
-def clean(store: Store, done: Done) -> None:
-    """Delete the rejects that an attempt wrote before it was killed, without their shard."""
-    shards = {f"{shard.stem}.jsonl" for shards in done.all.values() for shard in shards}
-    for name in store.names(FOLDER):
-        if name not in shards:
-            store.delete(f"{FOLDER}/{name}")
+def clean(store: Store, done: Done, files: Iterable[File]) -> None:
+    """Delete rejects without a shard, of inputs that changed or are gone.
+
+    A killed attempt left them. Rejects of the present inputs stay, because another process may be
+    about to write their shard.
+    """
+    names = store.names(FOLDER)
+    written = Done(f"{name.removesuffix('.jsonl')}.parquet" for name in names)
+    for shards in written.foreign(files):
+        for shard in shards:
+            if shard not in done.all.get(shard.place, ()):
+                store.delete(f"{FOLDER}/{shard.stem}.jsonl")
