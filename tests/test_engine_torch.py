@@ -448,12 +448,14 @@ def test_wait_of_a_core_waits_for_half_of_the_newest_step(checkpoint: str) -> No
     assert waited == ["newest"]
 
 
-def test_every_step_up_to_the_largest_graph_fits_with_its_padding() -> None:
+@pytest.mark.parametrize("narrow", [False, True])
+def test_every_step_up_to_the_largest_graph_fits_with_its_padding(narrow: bool) -> None:
     from qwen3_embeddings.engines.torch import graphs
     from qwen3_embeddings.engines.torch.batches import Size
 
-    sizes = graphs.graph_sizes(8192)
-    assert [size.tokens for size in graphs.graph_sizes(1000)] == [32, 64, 128, 256, 384, 512, 768]
+    sizes = graphs.graph_sizes(8192, narrow=narrow)
+    small = graphs.graph_sizes(1000, narrow=False)
+    assert [size.tokens for size in small] == [32, 64, 128, 256, 384, 512, 768]
     for tokens in range(1, 8193):
         for texts in (1, 2, 16, 100, 256):
             if texts > tokens:
@@ -466,6 +468,26 @@ def test_every_step_up_to_the_largest_graph_fits_with_its_padding() -> None:
     assert graphs.fitting(Size(4000, 1, 4000), sizes) is None, "a text longer than LONGEST"
     assert graphs.fitting(Size(8193, 100, 100), sizes) is None
     assert graphs.fitting(Size(300, 257, 2), sizes) is None
+
+
+@pytest.mark.parametrize(
+    ("step", "graph"),
+    [
+        ((4000, 27, 150), (4096, 257, 256)),
+        ((4090, 9, 512), (4096, 33, 2048)),
+        ((4090, 33, 512), (4096, 257, 2048)),  # too many texts and too long ones
+        ((5200, 100, 100), (6144, 257, 2048)),  # the padding is longer than 256 tokens
+        ((30, 1, 30), (32, 5, 32)),
+    ],
+)
+def test_step_runs_in_the_narrowest_graph_that_fits(
+    step: tuple[int, int, int], graph: tuple[int, int, int]
+) -> None:
+    from qwen3_embeddings.engines.torch import graphs
+    from qwen3_embeddings.engines.torch.batches import Size
+
+    sizes = graphs.graph_sizes(8192, narrow=True)
+    assert graphs.fitting(Size(*step), sizes) == Size(*graph)
 
 
 @pytest.mark.parametrize(("model", "most"), [("0.6B", 8192), ("4B", 2048), ("8B", 2048)])
@@ -673,7 +695,10 @@ def test_kernels_of_an_installed_vllm_are_preferred(
     chosen = kernels.choose(*a_gpu("auto"))
     assert type(chosen) is kernels.VLLMKernels
     assert chosen._attention() == 3
-    assert type(kernels.choose(*a_gpu("triton"))) is kernels.TritonKernels
+    assert not chosen.dense_grid
+    triton = kernels.choose(*a_gpu("triton"))
+    assert type(triton) is kernels.TritonKernels
+    assert triton.dense_grid
     capability[0] = 8
     assert type(kernels.choose(*a_gpu("auto"))) is kernels.TritonKernels
     with pytest.raises(MissingDependencyError, match="no extension for FlashAttention 2"):

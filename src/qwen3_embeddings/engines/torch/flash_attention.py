@@ -49,15 +49,19 @@ def load(device: torch.device) -> Attention:
     sys.modules.setdefault(PACKAGE, importlib.util.module_from_spec(package))
     try:
         interface = importlib.import_module(INTERFACE)
-        # Version 3 runs on Hopper only.
-        version = 3 if torch.cuda.get_device_capability(device)[0] == 9 else 2
-        if not getattr(interface, f"FA{version}_AVAILABLE"):
-            raise ImportError(getattr(interface, f"FA{version}_UNAVAILABLE_REASON"))
-        return functools.partial(interface.flash_attn_varlen_func, fa_version=version)
+        number = version(device)
+        if not getattr(interface, f"FA{number}_AVAILABLE"):
+            raise ImportError(getattr(interface, f"FA{number}_UNAVAILABLE_REASON"))
+        return functools.partial(interface.flash_attn_varlen_func, fa_version=number)
     except Exception as error:  # another vLLM may have other names, or other extensions
         for name in (INTERFACE, PACKAGE):  # the next call may find a vLLM that was repaired
             sys.modules.pop(name, None)
         raise ImportError(faults.message(error).replace(PACKAGE, "vllm.vllm_flash_attn")) from error
+
+
+def version(device: torch.device) -> int:
+    """Return the version of FlashAttention for a GPU: 3 on Hopper, the only one where it runs."""
+    return 3 if torch.cuda.get_device_capability(device)[0] == 9 else 2
 
 
 def _folders() -> Sequence[str]:

@@ -33,10 +33,14 @@ class TorchKernels:
 
     Args:
         shape: shape of the model.
+
+    Attributes:
+        dense_grid: whether attention launches as many blocks for each text as for the longest one.
     """
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
+        self.dense_grid = True  # PyTorch has FlashAttention 2
 
     def rotary(self, angles: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         """Return what `heads` needs of the rotary embedding; the same for all layers of a step.
@@ -185,6 +189,7 @@ class VLLMKernels(TritonKernels):
     def __init__(self, shape: Shape, device: torch.device, attention: Attention) -> None:
         super().__init__(shape, device)
         self._attention = attention
+        self.dense_grid = flash_attention.version(device) == 2
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
         """Return causal attention within each text."""
