@@ -626,18 +626,6 @@ def test_rejects_of_a_killed_attempt_are_replaced(tmp_path: Path) -> None:
     assert (summary.exit_code, summary.rejects) == (0, 0)
 
 
-def test_rejects_without_their_shard_are_deleted_when_their_input_has_changed(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "a.jsonl").write_bytes(jsonl([*TEXTS[:5], "NAN"]))
-    run(tmp_path / "a.jsonl", tmp_path / "out")
-    for shard in shards(tmp_path / "out"):  # as after a kill between the rejects and the shard
-        (tmp_path / "out" / shard).unlink()
-    (tmp_path / "a.jsonl").write_bytes(jsonl(TEXTS[:7]))
-    assert run(tmp_path / "a.jsonl", tmp_path / "out").complete
-    assert not list((tmp_path / "out/_embed/rejects").iterdir())
-
-
 def test_rejects_whose_shard_another_process_writes_now_are_kept(tmp_path: Path) -> None:
     """A worker of a killed Ray job can write its shard after the next job has listed the shards."""
     (tmp_path / "a.jsonl").write_bytes(jsonl([*TEXTS[:5], "NAN"]))

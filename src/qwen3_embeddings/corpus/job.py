@@ -308,13 +308,13 @@ class Job:
     def begin(self, plan: Plan, *, alone: bool) -> None:
         """Prepare the output for this run.
 
-        Delete what killed attempts left, if no other process can be writing. Delete the success
-        mark unless the output is complete. Write job.json before the first shard.
+        Delete temporary files of killed attempts, if no other process can be writing. Delete the
+        success mark if this run changes the output, or if the output is not complete. Write
+        job.json before the first shard.
         """
         with output_errors(self.store.url):
             if alone:
                 self.store.clean()
-                rejects.clean(self.store, plan.done, plan.files)
             if plan.works or plan.obsolete or not plan.done.has_all(plan.splits):
                 self.store.delete(SUCCESS)
             if plan.works and self.store.read(JOB) is None:

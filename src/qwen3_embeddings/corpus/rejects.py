@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qwen3_embeddings.corpus.inputs import File
 from qwen3_embeddings.corpus.readers import Problem, Rows
 from qwen3_embeddings.corpus.splits import Done, Shard
 from qwen3_embeddings.corpus.storage import PRIVATE, Store
@@ -90,17 +89,3 @@ def current(store: Store, done: Done) -> Iterator[tuple[Shard, list[Mapping[str,
         newest = done.newest(shard)
         if f"{newest.stem}.jsonl" in there and (lines := read(store, newest)):
             yield shard, lines
-
-
-def clean(store: Store, done: Done, files: Iterable[File]) -> None:
-    """Delete rejects without a shard, of inputs that changed or are gone.
-
-    A killed attempt left them. Rejects of the present inputs stay, because another process may be
-    about to write their shard.
-    """
-    names = store.names(FOLDER)
-    written = Done(f"{name.removesuffix('.jsonl')}.parquet" for name in names)
-    for shards in written.foreign(files):
-        for shard in shards:
-            if shard not in done.all.get(shard.place, ()):
-                store.delete(f"{FOLDER}/{shard.stem}.jsonl")
