@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -380,7 +382,8 @@ def test_pack_with_padding_makes_the_padding_a_text_of_its_own() -> None:
     assert batches.unpack(batches.pack(texts, exact), exact).bounds.tolist() == [0, 1, 4]
 
 
-def test_padded_step_has_the_vectors_of_the_plain_one(checkpoint: str) -> None:
+@pytest.mark.parametrize("padding", [[9], [7, 2]])
+def test_padded_step_has_the_vectors_of_the_plain_one(checkpoint: str, padding: list[int]) -> None:
     """What a CUDA graph computes, on the CPU: padded texts and tokens change no vector."""
     import torch
 
@@ -390,11 +393,12 @@ def test_padded_step_has_the_vectors_of_the_plain_one(checkpoint: str) -> None:
     texts = [tokenizer.encode(text).ids for text in ("one", "two words", "a longer text")]
     texts.sort(key=len)
     size = batches.size_of(texts)
-    padded = batches.Size(size.tokens + 9, 4, 64)
-    lengths = [*map(len, texts), 9]
+    padded = batches.Size(size.tokens + 9, len(texts) + len(padding), padding[0])
+    lengths = [*map(len, texts), *padding]
     with torch.inference_mode():
         plain = batches.unpack(batches.pack(texts, size), size, map(len, texts))
         other = batches.unpack(batches.pack(texts, padded), padded, lengths)
+        assert other.bounds.diff().tolist() == lengths
         expected = core._model.forward(plain)
         torch.testing.assert_close(core._model.forward(other)[:3], expected, atol=1e-6, rtol=0)
 
@@ -463,8 +467,8 @@ def test_every_step_up_to_the_largest_graph_fits_with_its_padding(narrow: bool) 
             longest = min(tokens, graphs.LONGEST)
             padded = graphs.fitting(Size(tokens, texts, longest), sizes)
             assert padded is not None
-            assert padded.texts > texts
-            assert 0 <= padded.tokens - tokens <= padded.longest, "padding is one text"
+            assert padded.longest >= longest
+            assert 0 <= padded.tokens - tokens <= (padded.texts - texts) * padded.longest
     assert graphs.fitting(Size(4000, 1, 4000), sizes) is None, "a text longer than LONGEST"
     assert graphs.fitting(Size(8193, 100, 100), sizes) is None
     assert graphs.fitting(Size(300, 257, 2), sizes) is None
@@ -476,7 +480,8 @@ def test_every_step_up_to_the_largest_graph_fits_with_its_padding(narrow: bool) 
         ((4000, 27, 150), (4096, 257, 256)),
         ((4090, 9, 512), (4096, 33, 2048)),
         ((4090, 33, 512), (4096, 257, 2048)),  # too many texts and too long ones
-        ((5200, 100, 100), (6144, 257, 2048)),  # the padding is longer than 256 tokens
+        ((5200, 100, 100), (6144, 257, 256)),  # the padding becomes four texts
+        ((5200, 254, 100), (6144, 257, 2048)),  # not enough texts are left for that
         ((30, 1, 30), (32, 5, 32)),
     ],
 )
@@ -491,11 +496,22 @@ def test_step_runs_in_the_narrowest_graph_that_fits(
 
 
 @pytest.mark.parametrize(("model", "most"), [("0.6B", 8192), ("4B", 2048), ("8B", 2048)])
-def test_large_models_have_graphs_for_small_steps_only(model: str, most: int) -> None:
-    from qwen3_embeddings.engines.torch import graphs
+@pytest.mark.parametrize("dense_grid", [False, True])
+def test_graphs_of_a_core_fit_its_model_and_its_attention(
+    monkeypatch: pytest.MonkeyPatch, model: str, most: int, dense_grid: bool
+) -> None:
+    """Of a large model only small steps have graphs; FlashAttention 2 has narrow ones too."""
+    from qwen3_embeddings.engines.torch import core, graphs
 
-    described = models.describe(f"Qwen/Qwen3-Embedding-{model}")
-    assert graphs.largest_graph(described.parameters) == most
+    settings = replace(a_gpu("auto")[1], max_num_batched_tokens=32768)
+    for name in ("set_device", "graph_pool_handle", "Stream"):
+        monkeypatch.setattr(graphs.torch.cuda, name, lambda *_: None)
+    loaded: Any = SimpleNamespace(kernels=SimpleNamespace(dense_grid=dense_grid))
+    parameters = models.describe(f"Qwen/Qwen3-Embedding-{model}").parameters
+    prepared = core.Core(loaded, settings, parameters)._graphs
+    assert prepared is not None
+    assert prepared._sizes == graphs.graph_sizes(most, narrow=dense_grid)
+    assert prepared._sizes[-1].tokens == most
 
 
 # The environment.
@@ -703,6 +719,11 @@ def test_kernels_of_an_installed_vllm_are_preferred(
     assert type(kernels.choose(*a_gpu("auto"))) is kernels.TritonKernels
     with pytest.raises(MissingDependencyError, match="no extension for FlashAttention 2"):
         kernels.choose(*a_gpu("vllm"))
+    with_both = ATTENTION.replace("False, True", "True, True")
+    (folder / "flash_attn_interface.py").write_text(with_both)
+    importlib.invalidate_caches()
+    assert kernels.choose(*a_gpu("vllm")).dense_grid
+    del sys.modules[flash_attention.INTERFACE], sys.modules[flash_attention.PACKAGE]
     for unlike, said in [
         ("raise OSError('libcudart')", "OSError: libcudart"),
         ("FA2_AVAILABLE = True", "flash_attn_varlen_func"),

@@ -81,10 +81,11 @@ def size_of(texts: Sequence[Sequence[int]]) -> Size:
 def pack(texts: Sequence[Sequence[int]], size: Size, *, pin: bool = False) -> torch.Tensor:
     """Return one int32 tensor on the host whose parts `unpack` returns.
 
-    Padding is a text of its own. Attention leaves the rows of tokens outside all texts undefined,
-    and they may be NaN. A kernel that reads past the end of a text multiplies such rows by zero,
-    which leaves NaN. If the padded size has further texts, they are empty, and their last token is
-    the last token of the step. Padding tokens have id and position 0, which every model has.
+    Padding becomes texts of their own, none longer than `size.longest`. Attention leaves the rows
+    of tokens outside all texts undefined, and they may be NaN. A kernel that reads past the end of
+    a text multiplies such rows by zero, which leaves NaN. If the padded size has further texts,
+    they are empty, and their last token is the last token of the step. Padding tokens have id and
+    position 0, which every model has.
 
     Args:
         texts: token ids of each text.
@@ -98,7 +99,8 @@ def pack(texts: Sequence[Sequence[int]], size: Size, *, pin: bool = False) -> to
     lengths = np.fromiter(map(len, texts), dtype=np.int32, count=len(texts))
     np.cumsum(lengths, out=offsets[1 : len(texts) + 1])
     total = int(offsets[len(texts)])
-    offsets[len(texts) + 1 :] = size.tokens
+    spare = np.arange(1, size.texts - len(texts) + 1, dtype=np.int32)
+    offsets[len(texts) + 1 :] = np.minimum(total + size.longest * spare, size.tokens)
     buffer = torch.zeros(2 * size.tokens + 2 * size.texts + 1, dtype=torch.int32, pin_memory=pin)
     ids, positions, bounds, last = np.split(buffer.numpy(), _ends(size))
     ids[:total] = np.fromiter(itertools.chain.from_iterable(texts), dtype=np.int32, count=total)

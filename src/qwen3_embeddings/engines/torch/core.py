@@ -22,7 +22,7 @@ QUERY_TOKENS = 4000
 the host answers others. On an H100 with the 0.6B model and one step for all, 64 callers of single
 texts got 2,610 texts/s and 256 callers 2,590. With this limit they got 2,860 and 3,160. 8,192
 queries in one call got 6 % less (benchmarks/notes/torch-engine.md). The last text may exceed the
-limit, so the limit is below the 4,096 tokens of a CUDA graph."""
+limit, so the limit is below the 4,096 tokens of a CUDA graph of small models."""
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,12 @@ Without a graph they need no padding. On an H100 with the 4B model, 64 callers o
 MOST_TEXTS = 256
 """Most texts of a step in a graph, without the padding."""
 LONGEST = 2048
-"""Most tokens of one text in a graph. Longer texts keep the GPU busy longer than the host."""
+"""Most tokens of one text in a graph. A step with a longer text runs without a graph."""
 NARROW = ((MOST_TEXTS, 256), (32, LONGEST))
 """Most texts, and most tokens of one text, of further graphs for FlashAttention 2. It launches as
 many blocks for every text of a graph as the longest one could need. In a graph of 256 texts of
-2,048 tokens most of them have nothing to do. On an H100 with the 0.6B model and these graphs, 823
-documents/s were embedded during queries instead of 708 (benchmarks/notes/torch-engine.md)."""
+2,048 tokens most of them have nothing to do. On an H100 with the 0.6B model, a prototype of these
+graphs embedded 823 documents/s during queries instead of 708 (benchmarks/notes/torch-engine.md)."""
 
 
 def largest_graph(parameters: int) -> int:
@@ -63,16 +63,15 @@ def graph_sizes(most_tokens: int, *, narrow: bool) -> list[Size]:
 
 
 def fitting(size: Size, sizes: list[Size]) -> Size | None:
-    """Return the first size that holds a step and the text of its padding, if there is one.
+    """Return the first size that holds a step and its padding, if there is one.
 
     Args:
         size: size of the step.
         sizes: what `graph_sizes` returned.
     """
     for padded in sizes:
-        padding = padded.tokens - size.tokens
-        longest = max(size.longest, padding)
-        if padding >= 0 and padded.texts > size.texts and padded.longest >= longest:
+        spare = (padded.texts - size.texts) * padded.longest
+        if 0 <= padded.tokens - size.tokens <= spare and size.longest <= padded.longest:
             return padded
     return None
 
