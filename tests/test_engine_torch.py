@@ -467,6 +467,7 @@ def test_every_step_up_to_the_largest_graph_fits_with_its_padding(narrow: bool) 
             longest = min(tokens, graphs.LONGEST)
             padded = graphs.fitting(Size(tokens, texts, longest), sizes)
             assert padded is not None
+            assert padded.texts > texts
             assert padded.longest >= longest
             assert 0 <= padded.tokens - tokens <= (padded.texts - texts) * padded.longest
     assert graphs.fitting(Size(4000, 1, 4000), sizes) is None, "a text longer than LONGEST"

@@ -24,8 +24,7 @@ host, so a graph would save nothing."""
 LARGE_MODEL_TOKENS = 2048
 """Most tokens of a graph for a large model. Larger steps keep the GPU busy longer than the host.
 Without a graph they need no padding. On an H100 with the 4B model, 64 callers of single texts got
-2 % more texts/s than with graphs up to 8,192 tokens. The engine used 0.4 GiB less memory
-(benchmarks/notes/torch-engine.md)."""
+2 % more texts/s than with graphs up to 8,192 tokens (benchmarks/notes/torch-engine.md)."""
 MOST_TEXTS = 256
 """Most texts of a step in a graph, without the padding."""
 LONGEST = 2048
@@ -33,7 +32,7 @@ LONGEST = 2048
 NARROW = ((MOST_TEXTS, 256), (32, LONGEST))
 """Most texts, and most tokens of one text, of further graphs for FlashAttention 2. It launches as
 many blocks for every text of a graph as the longest one could need. In a graph of 256 texts of
-2,048 tokens most of them have nothing to do. On an H100 with the 0.6B model, a prototype of these
+2,048 tokens, most blocks have nothing to do. On an H100 with the 0.6B model, a prototype of these
 graphs embedded 823 documents/s during queries instead of 708 (benchmarks/notes/torch-engine.md)."""
 
 
